@@ -231,7 +231,7 @@ def resolve_tau(tau: float | str, d_model: int) -> float:
                 f"{NARROWEST_RELATIVE_WIDTH} ordinary Gaussian tokens pass it too; give an absolute tau instead."
             )
         return RELATIVE_TAU * bound
-    if isinstance(tau, str) or isinstance(tau, bool) or not tau > 0:
+    if isinstance(tau, (str, bool)) or not tau > 0:
         raise CapaProbeError(f'tau={tau!r} was given; give a positive number or "relative".')
     if tau > bound:
         raise CapaProbeError(

@@ -1,0 +1,77 @@
+"""Loading a checkpoint by name or path, with one clear sentence for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.families import FAMILIES, family_of
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    dtype: Any,
+    device_map: Any,
+    revision: str | None,
+    **hf_kwargs: Any,
+) -> tuple[PreTrainedModel, Any]:
+    """Model and processor of a checkpoint; remote code is never executed.
+
+    Raises:
+        CapaProbeError: there is no such checkpoint, it needs remote code, or its family is not supported.
+    """
+    if hf_kwargs.pop("trust_remote_code", False):
+        raise CapaProbeError(
+            "trust_remote_code=True was given, but code from a checkpoint is never executed; use a checkpoint in "
+            f"transformers' own format, such as {_examples()}."
+        )
+    name = str(name_or_path)
+    if not Path(name).is_dir() and (
+        Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
+    ):
+        raise CapaProbeError(
+            f"The model folder {name} does not exist; give an existing one or a name on the Hugging Face hub."
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise CapaProbeError(
+            f"The folder {name} holds no config.json; give the folder of a Hugging Face checkpoint."
+        )
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except OSError as error:
+        raise CapaProbeError(
+            f"The model {name} was found neither as a local folder nor on the Hugging Face hub or in its cache; check "
+            f"the name{'' if revision is None else ', the revision'} and the network ({_first_line(error)})"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise CapaProbeError(
+            f"The checkpoint {name} needs code that transformers does not have, and remote code is never executed; use "
+            f"its transformers-native version, such as {_examples()} ({_first_line(error)})"
+        ) from error
+    family_of(config, f"The checkpoint {name}")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=False,
+            **hf_kwargs,
+        )
+        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CapaProbeError(f"The checkpoint {name} could not be loaded: {_first_line(error)}") from error
+    return model.eval(), processor
+
+
+def _examples() -> str:
+    return ", ".join(family.example for family in FAMILIES.values())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
