@@ -1,0 +1,263 @@
+"""Samples: what they accept, what a data folder must hold, and what a bad one is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.samples import Sample, data_fingerprint, load_samples
+
+
+def write_folder(folder: Path, records: list[Any], images: tuple[str, ...] = ("a.png", "b.png")) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shade, name in enumerate(images):
+        Image.new("RGB", (4, 3), (40 * shade, 0, 0)).save(folder / name)
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    fields = {"id": "s1", "image": "a.png", "question": "what color is the circle", "answers": ["red"]}
+    fields.update(changes)
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+class TestSample:
+    def test_one_image_or_a_list_become_a_tuple(self) -> None:
+        image = Image.new("RGB", (2, 2))
+        assert Sample("a", image, "q").images == (image,)
+        assert Sample("a", "x.png", "q").images == ("x.png",)
+        assert Sample("a", [Path("x.png"), image], "q").images == (Path("x.png"), image)
+        assert Sample("a", [], "q").images == ()
+
+    def test_answers(self) -> None:
+        assert Sample("a", [], "q").answers == ()
+        assert Sample("a", [], "q", "red").answers == ("red",)
+        assert Sample("a", [], "q", ["red", "crimson"]).answers == ("red", "crimson")
+
+    def test_frozen_equal_and_replaceable(self) -> None:
+        sample = Sample("a", "x.png", "q", ("yes",), "existence")
+        assert sample == Sample("a", ["x.png"], "q", ["yes"], "existence")
+        assert hash(sample) == hash(Sample("a", ["x.png"], "q", ["yes"], "existence"))
+        assert dataclasses.replace(sample, id="b").id == "b"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            sample.id = "b"  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"id": ""}, "id=''"),
+            ({"id": 3}, "id=3"),
+            ({"question": "  "}, "question='  ' was given for sample 'a'"),
+            ({"question": None}, "question=None"),
+            ({"images": 5}, "images=5"),
+            ({"images": ["a.png", 5]}, "give a PIL image, a path, or a list"),
+            ({"answers": [1]}, r"answers=\[1\]"),
+            ({"answers": None}, "answers=None"),
+            ({"task": 1}, "task=1"),
+        ],
+    )
+    def test_bad_fields_are_named(self, fields: dict[str, Any], message: str) -> None:
+        good: dict[str, Any] = {"id": "a", "images": "x.png", "question": "q"}
+        with pytest.raises(CapaProbeError, match=message):
+            Sample(**{**good, **fields})
+
+
+class TestOpenImages:
+    def test_files_and_images_in_order(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 3), "red").save(tmp_path / "red.png")
+        sample = Sample("a", [tmp_path / "red.png", Image.new("RGB", (2, 2), "blue")], "q")
+        red, blue = sample.open_images()
+        assert (red.size, red.getpixel((0, 0))) == ((4, 3), (255, 0, 0))
+        assert (blue.size, blue.getpixel((0, 0))) == ((2, 2), (0, 0, 255))
+
+    def test_the_callers_image_is_not_handed_out(self) -> None:
+        mine = Image.new("RGB", (2, 2), "blue")
+        Sample("a", mine, "q").open_images()[0].putpixel((0, 0), (9, 9, 9))
+        assert mine.getpixel((0, 0)) == (0, 0, 255)
+
+    @pytest.mark.parametrize(
+        "mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+    )
+    def test_every_mode_becomes_rgb(self, mode: str) -> None:
+        (image,) = Sample("a", Image.new(mode, (3, 2)), "q").open_images()
+        assert (image.mode, image.size) == ("RGB", (3, 2))
+
+    def test_sixteen_bit_grey_keeps_its_range(self, tmp_path: Path) -> None:
+        grey = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+        Image.fromarray(grey).save(tmp_path / "deep.png")
+        (image,) = Sample("a", tmp_path / "deep.png", "q").open_images()
+        assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
+
+    def test_transparent_means_white(self, tmp_path: Path) -> None:
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+        image.putpixel((1, 0), (0, 200, 0, 255))
+        image.save(tmp_path / "logo.png")
+        (opened,) = Sample("a", tmp_path / "logo.png", "q").open_images()
+        assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 200, 0)]
+
+    def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
+        image = Image.new("RGB", (8, 4), "white")
+        image.paste("red", (0, 0, 4, 4))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+        image.save(tmp_path / "turned.png", exif=exif)
+        (opened,) = Sample("a", tmp_path / "turned.png", "q").open_images()
+        assert opened.size == (4, 8)
+        assert opened.getpixel((1, 1)) == (255, 0, 0)
+        assert opened.getpixel((1, 6)) == (255, 255, 255)
+
+    def test_missing_and_broken_files_are_named(self, tmp_path: Path) -> None:
+        with pytest.raises(CapaProbeError, match=r"gone\.png of sample 'a' does not exist"):
+            Sample("a", tmp_path / "gone.png", "q").open_images()
+        (tmp_path / "text.png").write_text("no image")
+        with pytest.raises(CapaProbeError, match=r"text\.png of sample 'a' cannot be read as an image"):
+            Sample("a", tmp_path / "text.png", "q").open_images()
+        Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+        (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
+        with pytest.raises(CapaProbeError, match=r"cut\.png of sample 'a' cannot be read as an image"):
+            Sample("a", tmp_path / "cut.png", "q").open_images()
+
+
+class TestLoadSamples:
+    def test_a_folder(self, tmp_path: Path) -> None:
+        folder = write_folder(
+            tmp_path / "data",
+            [
+                record(),
+                record(
+                    id=2, image=..., images=["b.png", "a.png"], answers=..., task="compare", note="ignored"
+                ),
+                "",
+                record(id="none", image=..., images=[], question="où?"),
+            ],
+        )
+        first, second, third = load_samples(folder)
+        assert first == Sample("s1", folder / "a.png", "what color is the circle", ("red",))
+        assert (second.id, second.task, second.answers) == ("2", "compare", ())
+        assert [image.getpixel((0, 0)) for image in second.open_images()] == [(40, 0, 0), (0, 0, 0)]
+        assert (third.images, third.question) == ((), "où?")
+        assert load_samples(str(folder / "samples.jsonl")) == [first, second, third]
+
+    def test_limit(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, [record(id=str(i)) for i in range(5)] + ["broken"])
+        assert [sample.id for sample in load_samples(folder, limit=3)] == ["0", "1", "2"]
+        assert len(load_samples(folder, limit=5)) == 5
+        with pytest.raises(CapaProbeError, match="limit=0"):
+            load_samples(folder, limit=0)
+
+    def test_byte_order_mark(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, [record()])
+        text = (folder / "samples.jsonl").read_text(encoding="utf-8")
+        (folder / "samples.jsonl").write_text(text, encoding="utf-8-sig")
+        assert len(load_samples(folder)) == 1
+
+    def test_no_folder_no_file_no_sample(self, tmp_path: Path) -> None:
+        with pytest.raises(CapaProbeError, match=r"nowhere is not a folder; give a folder"):
+            load_samples(tmp_path / "nowhere")
+        with pytest.raises(CapaProbeError, match=r"samples\.jsonl does not exist"):
+            load_samples(tmp_path)
+        with pytest.raises(CapaProbeError, match=r"questions\.jsonl does not exist"):
+            load_samples(tmp_path / "questions.jsonl")
+        (tmp_path / "samples.jsonl").write_text("\n\n")
+        with pytest.raises(CapaProbeError, match="holds no samples"):
+            load_samples(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            ('{"id": "x", ', r"samples\.jsonl, line 2: this is not JSON \(.* at column \d+\)"),
+            ([1, 2], "line 2: this is a JSON list, not an object"),
+            (record(id=...), r'line 2: the field "id" is missing \(fields given: image, question, answers\)'),
+            (record(id="x", question=...), 'line 2: the field "question" is missing'),
+            (record(id="x", question=""), "line 2: question=''"),
+            (record(id=True), "line 2: id=True"),
+            (record(id="x", image=...), r'line 2: give "image" .* neither was given'),
+            (record(id="x", images=["a.png"]), r'line 2: give "image" .* both was given'),
+            (record(id="x", image=["a.png"]), r'line 2: "image" must be a path'),
+            (record(id="x", image=..., images="a.png"), '"images" a list of paths'),
+            (record(id="x", image="c.png"), r"line 2: image 'c\.png' is not in "),
+            (record(id="x", answers=[1]), r"line 2: answers=\[1\]"),
+            (record(), "line 2: id 's1' was already used on line 1"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, tmp_path: Path, bad: Any, message: str) -> None:
+        folder = write_folder(tmp_path, [record(), bad, record(id="later")])
+        with pytest.raises(CapaProbeError, match=message) as caught:
+            load_samples(folder)
+        assert "\n" not in str(caught.value)
+
+    def test_other_encodings_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "samples.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
+        with pytest.raises(CapaProbeError, match="not UTF-8"):
+            load_samples(tmp_path)
+
+
+class TestFingerprint:
+    def test_same_data_elsewhere_same_fingerprint(self, tmp_path: Path) -> None:
+        here = write_folder(tmp_path / "here", [record(), record(id="s2", image="b.png")])
+        there = shutil.copytree(here, tmp_path / "there")
+        assert data_fingerprint(load_samples(here)) == data_fingerprint(iter(load_samples(there)))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"id": "s2"},
+            {"question": "what color is the circle?"},
+            {"answers": ["red", ""]},
+            {"image": "b.png"},
+            {"image": ..., "images": ["a.png", "a.png"]},
+        ],
+    )
+    def test_any_change_changes_it(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        before = data_fingerprint(load_samples(write_folder(tmp_path / "x", [record()])))
+        after = data_fingerprint(load_samples(write_folder(tmp_path / "y", [record(**change)])))
+        assert before != after
+
+    def test_task_does_not_count(self, tmp_path: Path) -> None:
+        sample = Sample("a", [], "q")
+        assert data_fingerprint([sample]) == data_fingerprint([dataclasses.replace(sample, task="reading")])
+
+    def test_pixels_of_images_in_memory_count(self) -> None:
+        prints = {
+            data_fingerprint([Sample("a", image, "q")])
+            for image in (
+                Image.new("L", (2, 3)),
+                Image.new("L", (3, 2)),
+                Image.new("L", (2, 3), 1),
+                Image.new("P", (2, 3)),
+            )
+        }
+        assert len(prints) == 4
+
+    def test_order_counts(self) -> None:
+        a, b = Sample("a", [], "q"), Sample("b", [], "q")
+        assert data_fingerprint([a, b]) != data_fingerprint([b, a])
+
+    def test_missing_image(self, tmp_path: Path) -> None:
+        with pytest.raises(CapaProbeError, match=r"gone\.png of sample 'a' cannot be read"):
+            data_fingerprint([Sample("a", tmp_path / "gone.png", "q")])
+
+    def test_half_a_surrogate_pair(self) -> None:
+        question = json.loads('"\\ud83d"')
+        assert len(data_fingerprint([Sample("a", [], question)])) == 64
+
+    # Text of all kinds, cut at two places: no two different splits may collide.
+    @given(st.text(min_size=1), st.text(min_size=1), st.lists(st.text(), max_size=3))
+    def test_fields_do_not_run_together(self, first: str, second: str, answers: list[str]) -> None:
+        def fingerprint(*fields: str) -> str:
+            return data_fingerprint([Sample("a", [], "q", fields)])
+
+        assert fingerprint(first, second, *answers) != fingerprint(first + second, *answers)
+        assert fingerprint(*answers, first) != fingerprint(*answers, first + second)
