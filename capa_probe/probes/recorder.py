@@ -1,0 +1,95 @@
+"""Runs probes beside a forward: attaches them, hands them activations, keeps the small tensors they return."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from capa_probe.lvlm import AttentionCall, HookedLVLM, TokenSpans
+from capa_probe.probes.base import AttentionProbe, Probe, ResidualProbe, StepContext
+
+
+class Recorder:
+    """Collects the columns of one batch, over prefill and decode steps.
+
+    Args:
+        lvlm: the model to listen to.
+        probes: what to measure.
+        spans: spans of the batch.
+        sink_dims: dimensions that sink strength is restricted to; None for all.
+    """
+
+    def __init__(
+        self,
+        lvlm: HookedLVLM,
+        probes: Sequence[Probe],
+        spans: TokenSpans,
+        sink_dims: tuple[int, ...] | None = None,
+    ) -> None:
+        self.lvlm, self.spans, self.sink_dims = lvlm, spans, sink_dims
+        self._attention = [probe for probe in probes if isinstance(probe, AttentionProbe)]
+        self._residual = [probe for probe in probes if isinstance(probe, ResidualProbe)]
+        #: One entry per step: column to one (batch, key or query) tensor per layer.
+        self.steps: list[dict[str, list[Tensor]]] = []
+        self._context: StepContext | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[Recorder]:
+        """Listen for the length of a ``with`` block."""
+        with ExitStack() as stack:
+            stack.enter_context(self.lvlm.hooks([("hook_embed", self._begin_step), *self._residual_hooks()]))
+            if self._attention:
+                stack.enter_context(self.lvlm.attention_calls(self._on_attention))
+            yield self
+
+    def column(self, step: int, name: str) -> Tensor | None:
+        """A column of one step as (layer, batch, key or query) on the CPU; None if no probe fills it there."""
+        layers = self.steps[step].get(name)
+        if layers is None:
+            return None
+        device = layers[0].device  # with a device map, layers lie on several
+        return torch.stack([x.to(device) for x in layers]).cpu()
+
+    def _begin_step(self, x: Tensor, hook: object) -> None:
+        step = len(self.steps)
+        query = self.spans.last if step == 0 else torch.zeros_like(self.spans.last)
+        self._context = StepContext(step, query, self.spans, self.lvlm.norm_eps, self.sink_dims)
+        self.steps.append(defaultdict(list))
+
+    def _keep(self, columns: dict[str, Tensor]) -> None:
+        for name, values in columns.items():
+            self.steps[-1][name].append(values.detach())
+
+    def _on_attention(self, call: AttentionCall) -> None:
+        assert self._context is not None
+        row = call.row(self._context.query)
+        for probe in self._attention:
+            self._keep(probe.measure(call, row, self._context))
+
+    def _residual_hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        points = sorted({point for probe in self._residual for point in probe.points})
+        held: dict[int, dict[str, Tensor]] = defaultdict(dict)
+
+        def listener(layer: int, point: str) -> Callable[..., None]:
+            def on_activation(x: Tensor, hook: object) -> None:
+                assert self._context is not None
+                activations = held[layer]
+                activations[point] = x
+                for probe in self._residual:
+                    # Each probe is asked once, when the last activation that it needs arrives.
+                    if point in probe.points and all(needed in activations for needed in probe.points):
+                        self._keep(probe.measure(activations, self._context))
+                if len(activations) == len(points):
+                    del held[layer]
+
+            return on_activation
+
+        return [
+            (f"blocks.{layer}.{point}", listener(layer, point))
+            for layer in range(self.lvlm.n_layers)
+            for point in points
+        ]

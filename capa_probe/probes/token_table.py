@@ -1,0 +1,116 @@
+"""From a batch's recorded columns to rows of the token table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm import TokenSpans
+from capa_probe.probes.recorder import Recorder
+from capa_probe.tables import TOKEN_SCHEMA
+
+#: Say where a row is; the columns after them are measured.
+PLACE_COLUMNS = ("sample", "step", "layer", "position", "kind", "image", "tile", "row", "col")
+#: Filled for every key; at decode steps the other columns exist for the query's own row only.
+KEY_COLUMNS = frozenset({"attention", "attention_text", "contribution", "removal_effect", "value_norm"})
+#: May be NaN: without an image, without another key, with fewer sink dimensions than columns.
+MAY_BE_NAN = frozenset(
+    {"attention_text", "removal_effect", "sink_strength_2", "sink_strength_3", "sink_strength_4"}
+)
+
+
+def token_table(
+    ids: Sequence[str], spans: TokenSpans, recorder: Recorder, n_steps: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """Rows of the token table for one batch, ordered by sample, step, layer, position.
+
+    Args:
+        ids: sample ids of the first rows of the batch; further rows are left out.
+        spans: spans of the prompt.
+        recorder: what was measured.
+        n_steps: how many decode steps count for each sample; None means none.
+
+    Raises:
+        CapaProbeError: a statistic that is not finite, with sample, layer and column named.
+    """
+    decoded = [0] * len(ids) if n_steps is None else list(n_steps)
+    places = {name: values.numpy() for name, values in spans.places().items()}
+    places["kind"] = np.where(spans.visual.cpu().numpy(), "visual", "text")
+    is_token = ~spans.padding.cpu().numpy()
+    measured = [name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS]
+    chunks: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
+    for step in range(1 + max(decoded)):
+        columns = {name: recorder.column(step, name) for name in measured}
+        arrays = {name: None if x is None else x.numpy() for name, x in columns.items()}
+        for sample, sample_id in enumerate(ids):
+            if step <= decoded[sample]:
+                at = np.flatnonzero(is_token[sample])
+                chunk = _place(sample_id, sample, step, at, places, recorder.lvlm.n_layers)
+                for name, array in arrays.items():
+                    values = _values(name, array, sample, step, at, is_token.shape[1], recorder.lvlm.n_layers)
+                    _check_finite(name, values, step, sample_id)
+                    chunk[name] = values.ravel()
+                chunks[sample, step] = chunk
+    ordered = [chunks[key] for key in sorted(chunks)]
+    return pd.DataFrame(
+        {name: np.concatenate([chunk[name] for chunk in ordered]) for name in TOKEN_SCHEMA.names}
+    )
+
+
+def _place(
+    sample_id: str, sample: int, step: int, at: NDArray[Any], places: dict[str, NDArray[Any]], n_layers: int
+) -> dict[str, NDArray[Any]]:
+    """The columns that say where the rows of one sample and step are: layer by layer, position by position."""
+    n = len(at) + step
+    chunk: dict[str, NDArray[Any]] = {
+        "sample": np.full(n_layers * n, sample_id, dtype=object),
+        "step": np.full(n_layers * n, step, dtype=np.int32),
+        "layer": np.repeat(np.arange(n_layers, dtype=np.int32), n),
+        "position": np.tile(np.arange(n, dtype=np.int32), n_layers),
+    }
+    for name, values in places.items():
+        generated = np.full(step, "text" if name == "kind" else -1)
+        per_layer = np.concatenate([values[sample, at], generated])
+        chunk[name] = np.tile(per_layer.astype(object if name == "kind" else np.int32), n_layers)
+    return chunk
+
+
+def _values(
+    name: str,
+    array: NDArray[Any] | None,
+    sample: int,
+    step: int,
+    at: NDArray[Any],
+    prompt_length: int,
+    n_layers: int,
+) -> NDArray[Any]:
+    """One measured column of one sample and step, (layer, position); its missing value where it does not apply."""
+    dtype = TOKEN_SCHEMA.field(name).type.to_pandas_dtype()
+    missing = -1 if np.issubdtype(dtype, np.integer) else np.nan
+    values = np.full((n_layers, len(at) + step), missing, dtype=dtype)
+    if array is None:
+        return values
+    if step == 0:
+        values[:] = array[:, sample, at]
+    elif name in KEY_COLUMNS:
+        values[:] = array[:, sample, np.concatenate([at, np.arange(prompt_length, prompt_length + step)])]
+    else:
+        values[:, -1] = array[:, sample, 0]
+    return values
+
+
+def _check_finite(name: str, values: NDArray[Any], step: int, sample_id: str) -> None:
+    if name in MAY_BE_NAN or np.isnan(values).all():
+        return
+    known = values if step == 0 or name in KEY_COLUMNS else values[:, -1:]
+    layers = np.flatnonzero(~np.isfinite(known).all(axis=1))
+    if len(layers):
+        raise CapaProbeError(
+            f"{name} of sample {sample_id} at layer {layers[0]}, step {step}, is NaN or infinite; if the model runs in "
+            "float16, load it in bfloat16 or float32."
+        )
