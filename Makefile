@@ -54,7 +54,8 @@ bench: $(VENV)/.dev
 	done; test -n "$$found" || { echo "benchmarks/ holds no scripts" >&2; exit 1; }
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
