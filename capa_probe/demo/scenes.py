@@ -116,12 +116,14 @@ def _outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]
     """Corners around (0, 0)."""
     if shape == "cross":
         arm = 0.36 * radius
-        corner = np.array([(arm, radius), (arm, arm), (radius, arm)])
-        # Each quarter of the outline is the first one turned by 90 degrees.
-        quarters = [corner, corner[::-1] * (1, -1), corner * (-1, -1), corner[::-1] * (-1, 1)]
-        points = np.concatenate(quarters)
         cos, sin = math.cos(turn), math.sin(turn)
-        return [(float(a * cos - b * sin), float(a * sin + b * cos)) for a, b in points]
+        points = []
+        for _ in range(4):
+            # The corners of one arm; each further arm is the last one turned by 90 degrees.
+            for a, b in ((arm, -arm), (radius, -arm), (radius, arm)):
+                points.append((a * cos - b * sin, a * sin + b * cos))
+            cos, sin = -sin, cos
+        return points
     if shape == "star":
         corners, first, inner, width = 10, -math.pi / 2, 0.42, 1.0
     else:
