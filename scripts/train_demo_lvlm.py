@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import typer
+
 from demo_training.architecture import Parts
 from demo_training.loop import run_stage
 from demo_training.stages import NAMES, build_stage

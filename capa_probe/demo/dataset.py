@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,19 @@ def split_rng(split: str, *index: int) -> np.random.Generator:
 
 
 def exercises(split: str, n_images: int) -> Iterator[Exercise]:
-    """The first images of a split, three questions each, going round the tasks so that all come equally often."""
+    """The first images of a split, three questions each.
+
+    They go round the tasks, so that all come equally often, and existence is answered by yes and no in turn.
+    """
+    yes_or_no = cycle(("yes", "no"))
     for i in range(n_images):
         tasks = [TASKS[(QUESTIONS_PER_IMAGE * i + k) % len(TASKS)] for k in range(QUESTIONS_PER_IMAGE)]
-        rng = split_rng(split, i)
+        rng, existence = split_rng(split, i), next(yes_or_no) if "existence" in tasks else None
         while True:  # until the scene offers all three
             scene = random_scene(rng)
             questions = [question for task in tasks if (question := ask(scene, task, rng))]
-            if len(questions) == len(tasks):
+            answers = {question.task: question.answer for question in questions}
+            if len(questions) == len(tasks) and answers.get("existence") == existence:
                 break
         yield Exercise(scene, tuple(questions))
 

@@ -1,0 +1,105 @@
+"""Writes the trained model as an ordinary Hugging Face directory, with its model card and training curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from capa_probe.demo.questions import TASKS
+from demo_training.evaluation import MAX_NEW_TOKENS, mean_of_main_tasks
+from demo_training.stages import NAMES, SCENES_PER_STEP, SCHEDULES
+from demo_training.vocabulary import BOS, EOS, PAD, vocabulary
+
+CURVE = "training_curve.png"
+WHAT = {
+    "tower": "every patch tells what its own cell holds",
+    "symbols": "the decoder answers about boards of nine tokens, each the sum of what its cell holds",
+    "projector": "patch features are mapped onto those tokens by regression",
+    "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
+}
+
+
+def export(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    folder: Path,
+    log: list[dict[str, Any]],
+    facts: dict[str, Any],
+) -> None:
+    """Write everything beside the old folder, then put it in its place.
+
+    Args:
+        model, processor: trained, in float32 on any device.
+        folder: where to, replaced if it exists.
+        log: the lines of ``log.jsonl``.
+        facts: what the model card says besides; see :func:`model_card`.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
+    )
+    model.cpu().save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    _draw_curve(log, temporary / CURVE)
+    (temporary / "README.md").write_text(model_card(log, facts), encoding="utf-8")
+    (temporary / "evaluation.json").write_text(
+        json.dumps(facts["accuracy"], indent=2) + "\n", encoding="utf-8"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def model_card(log: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """The model card.
+
+    Args:
+        log: the lines of ``log.jsonl``.
+        facts: ``accuracy`` (of :func:`evaluation.evaluate`), ``seed``, ``machine``, ``n_parameters`` and ``profile``
+            (sentences on what a profile of the model shows).
+    """
+    seconds = {name: [line for line in log if line["stage"] == name][-1]["seconds"] for name in NAMES}
+    stages = [
+        {
+            "name": name,
+            "what": WHAT[name],
+            "schedule": SCHEDULES[name],
+            "images": SCENES_PER_STEP[name],
+            "minutes": seconds[name] / 60,
+        }
+        for name in NAMES
+    ]
+    template = Environment(
+        keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
+    ).from_string((Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8"))
+    return template.render(
+        **facts,
+        stages=stages,
+        tasks=TASKS,
+        curve=CURVE,
+        mean=mean_of_main_tasks(facts["accuracy"]),
+        minutes=sum(seconds.values()) / 60,
+        vocabulary=len(vocabulary()),
+    )
+
+
+def _draw_curve(log: list[dict[str, Any]], file: Path) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
+    for axis, stage in zip(axes, ("tower", "symbols", "joint"), strict=True):
+        lines = [line for line in log if line["stage"] == stage]
+        table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
+        for name in table.columns:
+            axis.plot(table.index, table[name], label=name, linewidth=1.4)
+        axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, loc="lower right")
+    axes[0].set_ylabel("share right, on new data")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
