@@ -52,9 +52,9 @@ class Batches:
             )
         iterator = iter(samples)
         first = next(iterator, None)
-        rest = itertools.chain([] if first is None else [first], iterator)
+        rest: Iterator[Any] = itertools.chain([] if first is None else [first], iterator)
         if isinstance(first, Mapping):
-            self._source: Iterator[Any] = rest
+            self._source = rest
             if isinstance(samples, Sized) and limit is None:
                 self.total = sum(len(batch["input_ids"]) for batch in samples if isinstance(batch, Mapping))
         else:

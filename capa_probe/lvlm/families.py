@@ -252,10 +252,12 @@ class InternVL(Family):
         """The tile arrangement that the image processor chooses for each image's aspect ratio."""
         from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-        image_processor = processor.image_processor
+        # InternVLProcessor turns crop_to_patches on, over what its image processor says.
+        overrides = (options, options.get("images_kwargs") or {}, getattr(processor, "images_kwargs", {}))
 
         def option(name: str) -> Any:
-            return options.get(name, getattr(image_processor, name))
+            given = [source[name] for source in overrides if name in source]
+            return given[0] if given else getattr(processor.image_processor, name)
 
         if not option("crop_to_patches"):
             return tuple(Tiling(1, 1, False) for _ in sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from transformers import BatchFeature, PreTrainedModel
@@ -50,12 +50,17 @@ def prepare(
         text if token in text else apply_template(processor, family, text, len(own))
         for text, own in zip(texts, image_lists, strict=True)
     ]
-    flat = [image.convert("RGB") for own in image_lists for image in own]
+    flat = [_to_rgb(image) for own in image_lists for image in own]
     bos = getattr(processor.tokenizer, "bos_token", None)
     if bos and all(text.startswith(bos) for text in texts):
         options.setdefault("add_special_tokens", False)  # the template wrote it already
     options = {"padding": True, **options}
-    batch = processor(images=flat or None, text=texts, return_tensors="pt", **options)
+    try:
+        batch = processor(images=flat or None, text=texts, return_tensors="pt", **options)
+    except (ValueError, TypeError) as error:
+        raise CapaProbeError(
+            f"{type(processor).__name__} refused the images, prompts or options: {str(error).splitlines()[0]}"
+        ) from error
     inputs = LVLMInputs(dict(batch)).to(model.device, dtype=model.dtype)
     inputs.tilings = family.tilings(processor, [image.size[::-1] for image in flat], options)
     return inputs
@@ -110,6 +115,10 @@ def _normalise(
     """Prompts as a list, and for each the list of its images."""
     if isinstance(prompts, str):
         texts, per_prompt = [prompts], [images]
+    elif hasattr(images, "convert"):
+        raise CapaProbeError(
+            "One image was given for a list of prompts; give a list with one entry for each prompt."
+        )
     else:
         texts = list(prompts)
         per_prompt = [None] * len(texts) if images is None else list(images)  # type: ignore[arg-type]
@@ -128,10 +137,18 @@ def _as_list(images: Any) -> list[Image]:
         return []
     if hasattr(images, "convert"):
         return [images]
-    found = list(images)
+    found = list(images) if isinstance(images, Iterable) else [images]
     for image in found:
         if not hasattr(image, "convert"):
             raise CapaProbeError(
                 f"An image of type {type(image).__name__} was given; open it first, with PIL.Image.open."
             )
     return found
+
+
+def _to_rgb(image: Image) -> Image:
+    try:
+        return image.convert("RGB")
+    except OSError as error:  # Pillow reads a file only when it is needed
+        name = getattr(image, "filename", "") or f"of size {image.size}"
+        raise CapaProbeError(f"The image {name} cannot be read ({error}); give one that opens.") from error

@@ -1,0 +1,7 @@
+"""Analyses: tables of a profile in, tables out; none of them runs a model."""
+
+from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
+from capa_probe.analysis.sink_dims import measure_sink_dims
+from capa_probe.analysis.sinks import classify_sinks, sink_summary
+
+__all__ = ["classify_sinks", "layer_ranges", "measure_sink_dims", "redundant_layers", "sink_summary"]

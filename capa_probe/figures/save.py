@@ -1,0 +1,48 @@
+"""Writes figures to files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from capa_probe.figures.style import styled
+
+DPI = 150
+#: No dates and no version: the same tables give the same bytes.
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+}
+
+
+@styled
+def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False) -> list[Path]:
+    """Write a figure as PNG at 150 dpi and, if asked for, as PDF beside it.
+
+    Each file is written under a temporary name and renamed; missing folders are made.
+
+    Args:
+        figure: what one of the figure functions returned.
+        path: where the PNG goes; the suffix ``.png`` is added where it is missing.
+        pdf: also write a PDF, for print.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    png = Path(path)
+    if png.suffix != ".png":
+        png = png.with_name(f"{png.name}.png")
+    png.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in (png, png.with_suffix(".pdf"))[: 2 if pdf else 1]:
+        kind = file.suffix[1:]
+        temporary = file.with_name(f"{file.name}.tmp")
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=_METADATA[kind])
+        temporary.replace(file)
+        written.append(file)
+    return written
