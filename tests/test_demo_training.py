@@ -1,0 +1,230 @@
+"""The recipe of the demo model: turns that do not see each other, and training that resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoProcessor
+
+from capa_probe.demo.questions import TASKS, ask, describe
+from capa_probe.demo.scenes import BOARD, CELL, Scene, random_scene, render
+from demo_training import stages
+from demo_training.architecture import CELL_FIELDS, PATCH_CELL, Parts, build_config, describe_cells
+from demo_training.evaluation import wilson
+from demo_training.export import model_card
+from demo_training.loop import Schedule, run_stage
+from demo_training.stages import NAMES, build_stage, turn_logits
+from demo_training.turns import PREFIX_LENGTH, TurnStyle, draw_questions, pack, right_by_task
+from demo_training.vocabulary import ASSISTANT, EOS, UNKNOWN, build_processor, build_tokenizer
+
+TOKENIZER = build_tokenizer()
+CPU = torch.device("cpu")
+ALL_ALIKE = dict.fromkeys(TASKS, 1.0)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    torch.manual_seed(0)
+    return Parts().eval()
+
+
+def scenes(n: int, seed: int = 0) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [random_scene(rng) for _ in range(n)]
+
+
+@pytest.mark.parametrize("template", [0.0, 1.0])
+def test_packed_logits_are_those_of_the_question_asked_alone(parts: Parts, template: float) -> None:
+    """Against the model's own forward on what the processor makes of one question and its answer."""
+    rng, boards = np.random.default_rng(1), scenes(2)
+    style = TurnStyle(ALL_ALIKE, template=template, mark=1.0, per_scene=5)
+    questions = [draw_questions(scene, style, rng) for scene in boards]
+    turns, processor = pack(questions, style, rng), build_processor()
+    with torch.no_grad():
+        pixels = processor.image_processor([render(scene) for scene in boards], return_tensors="pt")[
+            "pixel_values"
+        ]
+        visual = parts.projector(parts.patch_features(pixels))
+        places = (2 + torch.arange(visual.shape[1])).expand(len(boards), -1)
+        packed = turn_logits(parts, visual, places, turns)
+        for b, scene in enumerate(boards):
+            for t, question in enumerate(questions[b]):
+                text = question.text if template else question.text[:-1]
+                ending = f" {ASSISTANT}" if template else ""
+                alone = processor(
+                    images=render(scene),
+                    text=f"USER: <image>\n{text}{ending} {question.answer} </s>",
+                    return_tensors="pt",
+                )
+                logits = parts.lvlm(**alone).logits[0, PREFIX_LENGTH:]
+                here = packed[b, turns.turn[b] == t + 1]
+                assert here.shape == logits.shape
+                torch.testing.assert_close(here, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_mask_they_are_not(parts: Parts) -> None:
+    """The check above can fail: with a plain causal mask, later turns change."""
+    rng, boards = np.random.default_rng(1), scenes(1)
+    style = TurnStyle(ALL_ALIKE, per_scene=3)
+    turns = pack([draw_questions(scene, style, rng) for scene in boards], style, rng)
+    visual = torch.randn(1, 9, parts.decoder.embed_tokens.weight.shape[1])
+    places = torch.arange(9)[None]
+    with torch.no_grad():
+        isolated = turn_logits(parts, visual, places, turns)
+        turns.turn[turns.turn > 0] = 1  # all of it one turn
+        joined = turn_logits(parts, visual, places, turns)
+    assert torch.allclose(isolated[0, :3], joined[0, :3], atol=1e-5)
+    assert not torch.allclose(isolated[0, -3:], joined[0, -3:], atol=1e-2)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 6))
+@settings(max_examples=20)
+def test_packing(seed: int, n_scenes: int, per_scene: int) -> None:
+    rng = np.random.default_rng(seed)
+    style = TurnStyle(ALL_ALIKE, template=0.5, per_scene=per_scene)
+    questions = [draw_questions(scene, style, rng) for scene in scenes(n_scenes, seed)]
+    turns = pack(questions, style, rng, TOKENIZER)
+    mask = turns.mask(n_prefix=3)[:, 0]
+    for b in range(n_scenes):
+        for t, question in enumerate(questions[b]):
+            here = turns.turn[b] == t + 1
+            answer = turns.labels[b, here]
+            answer = answer[answer >= 0]
+            assert answer[-1] == EOS
+            assert TOKENIZER.decode(answer[:-1]) == question.answer
+            assert turns.positions[b, here].tolist() == list(
+                range(PREFIX_LENGTH, PREFIX_LENGTH + int(here.sum()))
+            )
+            # The last token of a turn sees the prefix and its own turn, nothing else.
+            last = 3 + int(here.nonzero()[-1])
+            seen = mask[b, last]
+            assert seen[:3].all()
+            assert torch.equal(seen[3:], here)
+
+
+def test_scoring_counts_whole_answers() -> None:
+    rng = np.random.default_rng(0)
+    style = TurnStyle(ALL_ALIKE, per_scene=4)
+    turns = pack([draw_questions(scenes(1)[0], style, rng)], style, rng, TOKENIZER)
+    logits = torch.nn.functional.one_hot(turns.labels.clamp(min=0), len(TOKENIZER)).float()
+    assert all(all(right) for right in right_by_task(logits, turns).values())
+    first = int((turns.labels[0] >= 0).nonzero()[0])
+    logits[0, first] = -logits[0, first]
+    right = right_by_task(logits, turns)
+    assert right["describe"] == [False]
+    assert sum(not r for values in right.values() for r in values) == 1
+
+
+def test_tokenizer_knows_every_question_and_gives_answers_back() -> None:
+    rng = np.random.default_rng(0)
+    for scene in scenes(60):
+        for task in TASKS:
+            question = ask(scene, task, rng) or describe(scene)
+            text = question.text[0].upper() + question.text[1:]
+            asked = TOKENIZER(text)["input_ids"]
+            assert UNKNOWN not in asked
+            assert asked == TOKENIZER(question.text)["input_ids"]
+            answer = TOKENIZER(question.answer, add_special_tokens=False)["input_ids"]
+            assert UNKNOWN not in answer
+            assert TOKENIZER.decode(answer) == question.answer
+
+
+def test_processor_survives_saving(tmp_path: Path) -> None:
+    processor = build_processor()
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is written?"}]}]
+    prompt = loaded.apply_chat_template(message, add_generation_prompt=True)
+    assert prompt == "USER: <image>\nWhat is written? ASSISTANT:"
+    image = render(scenes(1)[0])
+    one, other = (p(images=image, text=prompt, return_tensors="pt") for p in (processor, loaded))
+    assert {name: value.shape for name, value in one.items()} == {n: v.shape for n, v in other.items()}
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (one["input_ids"] == build_config().image_token_id).sum() == build_config().image_seq_length
+
+
+def test_patches_and_cells() -> None:
+    centers = [(p // 12 * 8 + 4, p % 12 * 8 + 4) for p in range(144)]
+    assert PATCH_CELL.tolist() == [y // CELL * BOARD + x // CELL for y, x in centers]
+    described = describe_cells(Scene({4: ("ring", "red")}, "KA", 2, 0))
+    sizes = list(CELL_FIELDS.values())
+    assert [len(set(field)) for field in described] == [2, 2, 2, 2, 3, 3]
+    assert all(max(field) < size for field, size in zip(described, sizes, strict=True))
+
+
+def weights(stage: stages.Stage) -> dict[str, Tensor]:
+    return {f"{n}.{k}": v.clone() for n, m in stage.trained.items() for k, v in m.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_stage_ends_at_the_same_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stages.SCENES_PER_STEP, name, 2)
+    torch.manual_seed(0)
+    start = Parts().state_dict()
+
+    def trained(folder: Path, *stops: int | None) -> dict[str, Tensor]:
+        for stop in stops:
+            parts = Parts()  # as in a new process: what was learned comes from the checkpoint alone
+            parts.load_state_dict(start)
+            stage = build_stage(name, parts, 0, CPU, steps=4)
+            run_stage(stage, folder, lambda _: None, stop_at=stop)
+        return weights(stage)
+
+    stage_start = Parts()
+    stage_start.load_state_dict(start)
+    before = weights(build_stage(name, stage_start, 0, CPU, steps=4))
+    straight, resumed = trained(tmp_path / "a", None), trained(tmp_path / "b", 2, 3, None)
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    assert any(not torch.equal(straight[key], before[key]) for key in straight)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.SCENES_PER_STEP, "projector", 1)
+    parts = Parts()
+    run_stage(build_stage("projector", parts, 0, CPU, steps=2), tmp_path, lambda _: None, stop_at=1)
+    with pytest.raises(SystemExit, match="was made with other settings"):
+        run_stage(build_stage("projector", parts, 0, CPU, steps=3), tmp_path, lambda _: None)
+
+
+def test_schedule() -> None:
+    schedule = Schedule(steps=100, muon=1, adamw=1, warmup=10, tail=0.4)
+    rates = [schedule.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:60] == [1.0] * 51
+    assert rates[80] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.03
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(95, 100)
+    assert (low, high) == (pytest.approx(0.8882, abs=1e-4), pytest.approx(0.9785, abs=1e-4))
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_model_card_says_what_was_measured() -> None:
+    log = [{"stage": name, "step": 1, "seconds": 60.0, "accuracy": {}} for name in NAMES]
+    results = {task: {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125} for task in TASKS}
+    facts = {
+        "accuracy": results,
+        "seed": 7,
+        "machine": "a CPU",
+        "n_parameters": 5_000_000,
+        "profile": ["No sinks."],
+    }
+    card = model_card(log, facts)
+    assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
+    assert "| `tower` |" in card
+    assert "seed 7, a CPU; 4 minutes in all" in card
+    assert "- No sinks.\n" in card
+    assert "{" not in card.replace("{%", "")
