@@ -48,7 +48,7 @@ def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
     table = layers_table.sort_values("layer")
     layers = table["layer"].to_numpy()
 
-    figure = Figure(figsize=(max(7.2, min(0.3 * len(table) + 2, 12.0)), 4.5))
+    figure = Figure(figsize=(max(7.8, min(0.3 * len(table) + 2, 12.0)), 4.5))
     axes = figure.add_subplot()
     axes.set_yscale("function", functions=(_nines, _from_nines))
 
@@ -98,14 +98,17 @@ def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
 def _subtitle(table: pd.DataFrame, eta: float) -> str:
     redundant = table.loc[table["redundant"], "layer"].tolist()
     only = table.loc[table["visual_only"], "layer"].tolist()
-    finding = f"Redundant FFN (visual cosine above η): {_named(redundant)}"
+    finding = f"Redundant FFN (visual cosine above {eta:g}): {_named(redundant)}"
     if redundant:
-        finding += f"; of these, text cosine at or below η: {_named(only)}"
+        finding += f"; not so for text tokens: {_named(only)}"
     first = table.iloc[0]
     visual, text = count(int(first["n_visual"]), "visual token"), count(int(first["n_text"]), "text token")
-    size = f"Mean per layer over {count(int(first['n_samples']), 'sample')}: {visual} and {text}"
-    interval = table.attrs.get("interval")
-    return f"{finding}\n{size}; bands: {interval}" if interval else f"{finding}\n{size}"
+    size = f"{visual} and {text} per layer, {count(int(first['n_samples']), 'sample')}"
+    if table[["visual_low", "text_low"]].isna().all(axis=None):
+        return f"{finding}\n{size}; no intervals from a single sample"
+    confidence = table.attrs.get("confidence")
+    share = "" if confidence is None else f"{100 * confidence:g} % "
+    return f"{finding}\n{size}; bands: {share}bootstrap interval over samples"
 
 
 def _named(layers: list[int]) -> str:
@@ -119,7 +122,7 @@ def _legend(figure: Figure, table: pd.DataFrame, top: float) -> None:
     ]
     both = table["redundant"] & ~table["visual_only"]
     if both.any():
-        handles.append(Patch(color=FAINT, alpha=0.3, linewidth=0, label="redundant, like text"))
+        handles.append(Patch(color=FAINT, alpha=0.3, linewidth=0, label="redundant for both"))
     if table["visual_only"].any():
         handles.append(Patch(color=VISUAL, alpha=0.2, linewidth=0, label="redundant for visual tokens only"))
     width, height = figure.get_size_inches()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -75,19 +76,28 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def headline(figure: Figure, title: str, subtitle: str) -> float:
-    """Title and a quieter line or two below it, at the top left of a figure.
+    """Title and quieter lines below it, wrapped to the width, at the top left of a figure.
 
     Returns:
         How much height they take, in inches.
     """
     width, height = figure.get_size_inches()
+    room = int(14.4 * (width - 0.25))  # characters at this size
+    lines = [part for line in subtitle.split("\n") for part in textwrap.wrap(line, room)]
     left, top = 0.12 / width, 0.12
     figure.text(left, 1 - top / height, title, ha="left", va="top", fontsize=12.5, fontweight="bold")
     top += 0.27
     figure.text(
-        left, 1 - top / height, subtitle, ha="left", va="top", fontsize=9, color=QUIET, linespacing=1.45
+        left,
+        1 - top / height,
+        "\n".join(lines),
+        ha="left",
+        va="top",
+        fontsize=9,
+        color=QUIET,
+        linespacing=1.45,
     )
-    return float(top + 0.19 * (1 + subtitle.count("\n")))
+    return float(top + 0.19 * len(lines))
 
 
 def count(n: int, noun: str) -> str:

@@ -1,0 +1,7 @@
+"""Figures: one function each, tables in, a matplotlib Figure out."""
+
+from capa_probe.figures.attention_contribution import attention_contribution
+from capa_probe.figures.ffn_cosine import ffn_cosine
+from capa_probe.figures.save import save
+
+__all__ = ["attention_contribution", "ffn_cosine", "save"]
