@@ -97,6 +97,10 @@ class Family:
         """
         raise NotImplementedError
 
+    def processor_options(self, processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of ``prepare`` as the processor takes them."""
+        return dict(options)
+
     def tilings(
         self, processor: Any, sizes: Sequence[tuple[int, int]], options: Mapping[str, Any]
     ) -> tuple[Tiling, ...] | None:
@@ -197,6 +201,16 @@ class Qwen25VL(Family):
                 chunk, positions = positions[: len(row)], positions[len(row) :]
                 yield ImageSpan(sample, index, chunk, torch.zeros_like(row), row, col, (rows, cols))
                 index += 1
+
+    def processor_options(self, processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``min_pixels`` and ``max_pixels`` as a size: transformers is giving up those names in calls."""
+        edges = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+        given = {edges[name]: value for name, value in options.items() if name in edges and value is not None}
+        others = {name: value for name, value in options.items() if name not in edges}
+        if not given:
+            return others
+        size = others.get("size") or processor.image_processor.size
+        return {**others, "size": {**{edge: size[edge] for edge in edges.values()}, **given}}
 
 
 class InternVL(Family):

@@ -54,7 +54,7 @@ def prepare(
     bos = getattr(processor.tokenizer, "bos_token", None)
     if bos and all(text.startswith(bos) for text in texts):
         options.setdefault("add_special_tokens", False)  # the template wrote it already
-    options = {"padding": True, **options}
+    options = family.processor_options(processor, {"padding": True, **options})
     try:
         batch = processor(images=flat or None, text=texts, return_tensors="pt", **options)
     except (ValueError, TypeError) as error:
