@@ -1,4 +1,6 @@
-"""Analyses: tables of a profile in, tables out; none of them runs a model."""
+"""Analyses: from profile tables to tables. None of them runs a model."""
+
+from __future__ import annotations
 
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
 from capa_probe.analysis.sink_dims import measure_sink_dims

@@ -1,198 +1,251 @@
-"""Sink dimensions: the few coordinates of the residual stream in which an attention sink is huge."""
+"""Sink dimensions: which dimensions of the residual stream are massive on a few visual tokens."""
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from capa_probe.analysis.reading import fact, strengths_and_dims, visual_counts, visual_tokens
+from capa_probe.analysis.redundancy import layer_ranges
 from capa_probe.errors import CapaProbeError
-from capa_probe.measures import resolve_tau
+from capa_probe.measures import TAU, resolve_tau
 from capa_probe.tables import SINK_COLUMNS, LayerProfile
 
-#: The first layer whose visual tokens can be sinks: before it, massive dimensions have not formed yet.
-FIRST_LAYER = 2
-#: A dimension above tau on a larger share of a layer's visual tokens is an offset of that layer.
+#: A dimension that exceeds tau on a larger share of a layer's visual tokens is an offset, not a sink dimension.
 MAX_SHARE = 0.25
-
-#: Visual tokens at prefill.
-VISUAL_PREFILL = [("step", "==", 0), ("kind", "==", "visual")]
-_STRENGTHS = [strength for strength, _ in SINK_COLUMNS]
-_DIMS = [dim for _, dim in SINK_COLUMNS]
-
-
-@dataclass(frozen=True)
-class SinkDims:
-    """Which dimensions count, in which layer.
-
-    Attributes:
-        by_layer: layer -> dimensions; a layer that is missing has none.
-        offsets: (layer, dimension) left out because they are large on too many tokens.
-        source: "measured", "published" or "given".
-    """
-
-    by_layer: Mapping[int, frozenset[int]]
-    offsets: tuple[tuple[int, int], ...]
-    source: str
 
 
 def measure_sink_dims(
-    prof: LayerProfile, tau: float | str = 20.0, max_share: float = MAX_SHARE
+    prof: LayerProfile, tau: float | str = TAU, max_share: float = MAX_SHARE
 ) -> pd.DataFrame:
     """The dimensions in which visual tokens exceed tau, layer by layer, at prefill.
 
-    A sink dimension is massive on few tokens. One that is large on more than ``max_share`` of a layer's visual tokens
-    is an offset that all of them carry, and tells no token from another.
+    A sink dimension is massive on *few* tokens; one that is large on most tokens is an offset of the layer.
 
     Args:
-        prof: a profile with token rows.
-        tau: threshold on sink strength, or "relative" (see :func:`capa_probe.measures.resolve_tau`).
-        max_share: largest share of a layer's visual tokens that a sink dimension may exceed tau on.
+        prof: a profile with its visual tokens.
+        tau: threshold on sink strength, absolute or ``"relative"`` (see :func:`capa_probe.measures.resolve_tau`).
+        max_share: largest share of a layer's visual tokens on which a sink dimension may exceed tau.
 
     Returns:
-        One row per (layer, dim) with at least one token above tau, from layer 2 on: ``layer``, ``dim``,
-        ``n_tokens`` above tau, their ``share`` of the layer's visual tokens, the ``largest`` strength, ``offset``.
-        Counts are over the four largest dimensions of each token.
+        One row per layer (from layer 2) and dimension that exceeds tau on at least one visual token: ``layer``,
+        ``dim``, ``n_tokens`` and ``share`` of the layer's visual tokens, ``largest`` sink strength, ``offset``
+        (share > max_share). Four dimensions are kept per token, so where a token's fourth exceeds tau too
+        ``n_tokens`` is a lower bound for the others. Empty where nothing exceeds tau.
 
     Raises:
-        CapaProbeError: the profile has no visual token rows or no sink strength, or tau cannot be reached.
+        CapaProbeError: an unusable ``tau`` or ``max_share``, or a profile without visual token rows or sink strength.
     """
-    threshold = resolve_tau(tau, int(prof.manifest["d_model"]))
-    totals: dict[int, int] = {}
-    found = []
-    for part in prof.read(["layer", *_STRENGTHS, *_DIMS], _where()):
-        for layer, n in enumerate(np.bincount(part["layer"])):
-            totals[layer] = totals.get(layer, 0) + int(n)
-        for strength, dim in SINK_COLUMNS:
-            rows = part.loc[part[strength] > threshold, ["layer", dim, strength]]
-            found.append(rows.set_axis(["layer", "dim", "largest"], axis=1))
-    if not any(totals.values()):
-        require_visual_rows(prof)
-        return pd.DataFrame(
-            {
-                name: pd.Series(dtype=kind)
-                for name, kind in {
-                    "layer": int,
-                    "dim": int,
-                    "n_tokens": int,
-                    "share": float,
-                    "largest": float,
-                    "offset": bool,
-                }.items()
-            }
-        )
-    table = pd.concat(found, ignore_index=True)
-    table = table.groupby(["layer", "dim"], as_index=False).agg(
-        n_tokens=("largest", "size"), largest=("largest", "max")
-    )
-    table["share"] = table["n_tokens"] / table["layer"].map(totals)
-    table["offset"] = table["share"] > max_share
-    return table[["layer", "dim", "n_tokens", "share", "largest", "offset"]]
+    return _table(_count(prof, resolve_tau(tau, fact(prof, "d_model")), max_share))
+
+
+@dataclass(frozen=True)
+class ChosenDims:
+    """Dimensions in use, per layer, and how they were found."""
+
+    in_use: NDArray[np.bool_]  # (layer, d_model)
+    #: Whether the four dimensions kept per token are all that sink strength was measured over.
+    complete: bool
+    #: As asked for: "measured", "published", or the dimensions.
+    asked: str | list[int]
+    #: Dimensions in use that exceed tau, per layer.
+    found: list[list[int]]
+    #: Dimensions that exceed tau on too many tokens, per layer; left out where dimensions are measured.
+    offsets: list[list[int]]
 
 
 def choose_dims(
-    prof: LayerProfile, threshold: float, dims: str | Sequence[int], max_share: float = MAX_SHARE
-) -> SinkDims:
-    """Resolve the ``dims`` argument of :func:`capa_probe.analysis.classify_sinks`; offsets are named in a warning."""
-    layers = range(FIRST_LAYER, int(prof.manifest["n_layers"]))
-    recorded = prof.manifest.get("sink_dims")
-    if isinstance(dims, str) and dims == "measured":
-        table = measure_sink_dims(prof, threshold, max_share)
-        offsets = tuple(
-            (int(layer), int(dim)) for layer, dim in table.loc[table["offset"], ["layer", "dim"]].to_numpy()
-        )
-        if offsets:
-            named = ", ".join(f"{dim} in layer {layer}" for layer, dim in offsets)
-            warnings.warn(
-                f"Left out as offsets, since more than {max_share:.0%} of a layer's visual tokens exceed tau there: "
-                f"dimension {named}.",
-                stacklevel=3,
-            )
-        kept = table[~table["offset"]]
-        by_layer = {
-            layer: frozenset(kept.loc[kept["layer"] == layer, "dim"].tolist())
-            for layer in kept["layer"].unique()
-        }
-        return SinkDims(by_layer, offsets, "measured")
+    prof: LayerProfile, dims: str | Sequence[int], tau: float, max_share: float = MAX_SHARE
+) -> ChosenDims:
+    """Measure, look up or check the dimensions that sink strength is taken over.
 
-    if isinstance(dims, str):
-        if dims != "published":
-            raise CapaProbeError(
-                f'dims={dims!r} was given; give "measured", "published" or a list of dimensions.'
-            )
-        source, chosen = "published", prof.manifest.get("published_sink_dims")
-        if not chosen:
-            raise CapaProbeError(
-                f'dims="published" was given, but no sink dimensions are published for {prof.manifest["model"]}; '
-                'use dims="measured" or give a list.'
-            )
-    else:
-        source, chosen = "given", list(dims)
-    chosen = frozenset(int(dim) for dim in chosen)
-    width = int(prof.manifest["d_model"])
-    if not chosen or not all(0 <= dim < width for dim in chosen):
-        raise CapaProbeError(
-            f"dims={sorted(chosen)} was given; give one or more dimensions from 0 to {width - 1}."
-        )
-    if recorded is not None and not chosen <= set(recorded):
-        raise CapaProbeError(
-            f"dims={sorted(chosen)} was given, but this profile recorded sink strength on dimensions "
-            f"{sorted(recorded)} only; profile again without sink_dims or with all of these."
-        )
-    return SinkDims(dict.fromkeys(layers, chosen), (), source)
-
-
-def strength_over(
-    part: pd.DataFrame, dims: SinkDims, threshold: float, prof: LayerProfile
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Sink strength over the chosen dimensions, read off the four largest that a profile keeps.
-
-    Returns:
-        Strength and dimension of each row; 0 and -1 where none of its four largest dimensions was chosen.
+    Args:
+        prof: a profile with its visual tokens.
+        dims: "measured", "published" or explicit dimensions.
+        tau: absolute threshold.
+        max_share: as in :func:`measure_sink_dims`.
 
     Raises:
-        CapaProbeError: a token's four largest dimensions all exceed tau and none was chosen, so that one that was
-            may be hidden behind them.
+        CapaProbeError: dimensions that are not there, or not among those that the profile was restricted to.
     """
-    strengths = part[_STRENGTHS].to_numpy(np.float32)
-    places = part[_DIMS].to_numpy(np.int32)
-    layers = part["layer"].to_numpy()
-    chosen = np.zeros(places.shape, dtype=bool)
-    for layer, wanted in dims.by_layer.items():
-        here = layers == layer
-        chosen[here] = np.isin(places[here], list(wanted))
-    known = prof.manifest.get("sink_dims") is not None
-    hidden = (strengths[:, -1] > threshold) & ~chosen.any(axis=1) & (not known)
-    if hidden.any():
-        row = part.iloc[int(np.flatnonzero(hidden)[0])]
+    counts = _count(prof, tau, max_share)
+    restricted = _restriction(prof)
+    named = _named(prof, dims, restricted)
+    if named is None:
+        in_use = ~counts.is_offset
+        asked: str | list[int] = "measured"
+    else:
+        in_use = np.zeros_like(counts.is_offset)
+        in_use[:, named] = True
+        asked = dims if isinstance(dims, str) else named
+    offsets = counts.is_offset & (in_use | (named is None))
+    _warn_of_offsets(offsets, named is None, tau, max_share)
+    if named is None:
+        _warn_of_hidden(counts, tau)
+    return ChosenDims(
+        in_use=in_use,
+        complete=_is_complete(restricted),
+        asked=asked,
+        found=_per_layer(in_use & (counts.n_tokens > 0)),
+        offsets=_per_layer(offsets),
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """(layer, d_model) each: on how many visual tokens a dimension exceeds tau, and how strong it gets."""
+
+    n_tokens: NDArray[np.int64]
+    #: Tokens whose four largest dimensions exceed tau without this one: it may exceed tau there, unseen.
+    n_unseen: NDArray[np.int64]
+    largest: NDArray[np.float64]
+    is_offset: NDArray[np.bool_]
+    n_visual: NDArray[np.int64]  # (layer,)
+    max_share: float
+
+
+def _count(prof: LayerProfile, tau: float, max_share: float) -> _Counts:
+    if isinstance(max_share, (bool, str)) or not 0 < max_share <= 1:
         raise CapaProbeError(
-            f"The four largest dimensions of {hidden.sum()} visual tokens all exceed tau={threshold:g} and none of "
-            f"them counts as a sink dimension (first: sample {row['sample']!r}, layer {row['layer']}, position "
-            f"{row['position']}), so sink strength cannot be told; profile again with sink_dims=[...] set to the "
-            "dimensions in question."
+            f"max_share={max_share!r} was given; give a share above 0 and up to 1, such as 0.25."
         )
-    first = chosen.argmax(axis=1)[:, None]  # strengths fall from left to right
-    any_chosen = chosen.any(axis=1)
-    strength = np.where(any_chosen, np.take_along_axis(strengths, first, axis=1)[:, 0], 0)
-    dim = np.where(any_chosen, np.take_along_axis(places, first, axis=1)[:, 0], -1)
-    return strength.astype(np.float32), dim.astype(np.int32)
+    n_layers, d_model = fact(prof, "n_layers"), fact(prof, "d_model")
+    complete = _is_complete(_restriction(prof))
+    cells = n_layers * d_model
+    n_tokens, in_full = np.zeros(cells, dtype=np.int64), np.zeros(cells, dtype=np.int64)
+    n_full = np.zeros(n_layers, dtype=np.int64)
+    largest = np.zeros(cells)
+    for part in visual_tokens(prof, []):
+        strengths, dims = strengths_and_dims(part)
+        layer = part["layer"].to_numpy(np.int64)
+        cell = layer[:, None] * d_model + dims
+        over = strengths > tau  # NaN, and with it dimension -1, is not
+        n_tokens += np.bincount(cell[over], minlength=cells)
+        np.maximum.at(largest, cell[over], strengths[over])
+        full = over.all(axis=1) & (not complete)
+        n_full += np.bincount(layer[full], minlength=n_layers)
+        in_full += np.bincount(cell[full].ravel(), minlength=cells)
+    shape = n_layers, d_model
+    n_visual = visual_counts(prof)
+    return _Counts(
+        n_tokens=n_tokens.reshape(shape),
+        n_unseen=n_full[:, None] - in_full.reshape(shape),
+        largest=largest.reshape(shape),
+        is_offset=n_tokens.reshape(shape) > max_share * n_visual[:, None],
+        n_visual=n_visual,
+        max_share=max_share,
+    )
 
 
-def require_visual_rows(prof: LayerProfile) -> None:
-    """Refuse a profile without rows of visual tokens, saying why it has none."""
-    if prof.rows == "none":
+def _table(counts: _Counts) -> pd.DataFrame:
+    layer, dim = np.nonzero(counts.n_tokens)
+    n_tokens = counts.n_tokens[layer, dim]
+    return pd.DataFrame(
+        {
+            "layer": layer.astype(np.int32),
+            "dim": dim.astype(np.int32),
+            "n_tokens": n_tokens,
+            "share": n_tokens / counts.n_visual[layer],
+            "largest": counts.largest[layer, dim],
+            "offset": counts.is_offset[layer, dim],
+        }
+    )
+
+
+def _restriction(prof: LayerProfile) -> list[int] | None:
+    """The dimensions that sink strength was restricted to when the profile was made."""
+    dims: Any = prof.manifest.get("sink_dims")
+    return None if dims is None else [int(dim) for dim in dims]
+
+
+def _is_complete(restricted: list[int] | None) -> bool:
+    return restricted is not None and len(restricted) <= len(SINK_COLUMNS)
+
+
+def _named(prof: LayerProfile, dims: str | Sequence[int], restricted: list[int] | None) -> list[int] | None:
+    """The set of dimensions that was asked for; None where they are to be measured among all."""
+    if isinstance(dims, str) and dims == "measured":
+        return restricted
+    if isinstance(dims, str) and dims == "published":
+        published = prof.manifest.get("published_sink_dims")
+        if not published:
+            raise CapaProbeError(
+                f'dims="published" was given, but no sink dimensions are published for '
+                f'{prof.manifest.get("model", "this model")}; use dims="measured" or give the dimensions.'
+            )
+        named = sorted({int(dim) for dim in published})
+    else:
+        named = _explicit(dims, fact(prof, "d_model"))
+    outside = [] if restricted is None else sorted(set(named) - set(restricted))
+    if outside:
         raise CapaProbeError(
-            'This profile was made with rows="none" and has no token rows; profile again with rows="visual".'
+            f"dims={dims!r} was given, but sink strength was measured over sink_dims={restricted} only, without "
+            f"{', '.join(map(str, outside))}; give dimensions of that set or profile again with sink_dims={named}."
         )
-    if not (prof.layers["kind"] == "visual").any():
+    return named
+
+
+def _explicit(dims: str | Sequence[int], d_model: int) -> list[int]:
+    try:
+        if isinstance(dims, str) or any(isinstance(dim, (bool, np.bool_)) for dim in dims):
+            raise TypeError
+        named = sorted({operator.index(dim) for dim in dims})
+    except TypeError:
+        named = []
+    if not named or named[0] < 0 or named[-1] >= d_model:
         raise CapaProbeError(
-            "This profile has no visual tokens; profile samples with images to look for sinks."
+            f'dims={dims!r} was given; give "measured", "published", or at least one dimension, each a whole number '
+            f"from 0 to {d_model - 1}."
+        )
+    return named
+
+
+def _warn_of_offsets(offsets: NDArray[np.bool_], excluded: bool, tau: float, max_share: float) -> None:
+    if offsets.any():
+        what = (
+            "offsets rather than sink dimensions, left out in these layers"
+            if excluded
+            else "offsets rather than sink dimensions, kept because they were asked for by name"
+        )
+        warnings.warn(
+            f"These dimensions exceed tau={tau:g} on more than {max_share:.0%} of a layer's visual tokens: "
+            f"{_by_dim(offsets)}; they are {what}.",
+            stacklevel=4,
         )
 
 
-def _where() -> list[tuple[str, str, object]]:
-    return [*VISUAL_PREFILL, ("layer", ">=", FIRST_LAYER)]
+def _warn_of_hidden(counts: _Counts, tau: float) -> None:
+    """Four dimensions per token are kept: a dimension may be an offset and hide behind four larger ones."""
+    at_most = counts.n_tokens + counts.n_unseen
+    doubtful = (
+        (counts.n_tokens > 0) & ~counts.is_offset & (at_most > counts.max_share * counts.n_visual[:, None])
+    )
+    if doubtful.any():
+        warnings.warn(
+            f"sink_strength_4 exceeds tau={tau:g} on so many visual tokens at layers "
+            f"{layer_ranges(np.flatnonzero(doubtful.any(axis=1)))} that {int(doubtful.any(axis=0).sum())} dimensions "
+            "counted as sink dimensions there may be offsets, hidden behind four larger ones; raise tau, or profile "
+            "again with sink_dims=[...] to look at up to four dimensions exactly.",
+            stacklevel=4,
+        )
+
+
+def _by_dim(table: NDArray[np.bool_]) -> str:
+    dims = np.flatnonzero(table.any(axis=0))
+    shown = [
+        f"dimension {dim} at {'layer' if table[:, dim].sum() == 1 else 'layers'} "
+        f"{layer_ranges(np.flatnonzero(table[:, dim]))}"
+        for dim in dims[:20]
+    ]
+    return "; ".join(shown) + (f"; and {len(dims) - 20} more" if len(dims) > 20 else "")
+
+
+def _per_layer(table: NDArray[np.bool_]) -> list[list[int]]:
+    return [[int(dim) for dim in np.flatnonzero(row)] for row in table]

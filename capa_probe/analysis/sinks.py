@@ -1,4 +1,4 @@
-"""Visual attention sinks, sorted by what they contribute: Probability Dumps and Structural Anchors (CAPA)."""
+"""Attention sinks among the visual tokens, and their roles: Probability Dump or Structural Anchor."""
 
 from __future__ import annotations
 
@@ -10,182 +10,240 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.analysis.sink_dims import (
-    FIRST_LAYER,
-    MAX_SHARE,
-    VISUAL_PREFILL,
-    choose_dims,
-    require_visual_rows,
-    strength_over,
-)
+from capa_probe.analysis.reading import FIRST_LAYER, fact, strengths_and_dims, visual_counts, visual_tokens
+from capa_probe.analysis.sink_dims import MAX_SHARE, ChosenDims, choose_dims
 from capa_probe.errors import CapaProbeError
-from capa_probe.measures import resolve_tau
-from capa_probe.tables import SINK_COLUMNS, TOKEN_SCHEMA, LayerProfile
+from capa_probe.measures import TAU, resolve_tau
+from capa_probe.tables import LayerProfile
 
-DUMP, ANCHOR, UNDETERMINED = "dump", "anchor", "undetermined"
-ROLES = (DUMP, ANCHOR, UNDETERMINED)
+#: Columns of the table of sinks.
+COLUMNS = (
+    "sample",
+    "layer",
+    "position",
+    "image",
+    "tile",
+    "row",
+    "col",
+    "sink_strength",
+    "sink_dim",
+    "attention",
+    "attention_text",
+    "contribution",
+    "value_norm",
+    "role",
+)
+ROLES = ("dump", "anchor", "undetermined")
+#: Median contribution of the non-sink visual tokens of a sink's own sample and layer: for the splits, then dropped.
+_OTHERS = "others_contribution"
 
-_PLACE = ("sample", "layer", "position", "image", "tile", "row", "col")
-_MEASURED = ("attention", "attention_text", "contribution", "value_norm")
-_COLUMNS = (*_PLACE, "sink_strength", "sink_dim", *_MEASURED, "role")
+#: Name of a split to the function that gives, for a table of all sinks, the contribution from which on each is an
+#: anchor; NaN where that cannot be told. A further split is one more line here.
+SPLITS: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
+    "non-sink-median": lambda sinks: sinks[_OTHERS],
+}
 
 
 def classify_sinks(
     prof: LayerProfile,
-    tau: float | str = 20.0,
+    tau: float | str = TAU,
     dims: str | Sequence[int] = "measured",
     split: str = "non-sink-median",
-    *,
     max_share: float = MAX_SHARE,
 ) -> pd.DataFrame:
-    """The visual tokens that are attention sinks at prefill, and their roles.
+    """The visual tokens that are attention sinks at prefill, with their role.
 
-    A visual token is a sink at a layer, from layer 2 on, if its sink strength over the sink dimensions exceeds tau. A
-    sink that contributes much is a Structural Anchor, one that contributes little a Probability Dump (CAPA, arXiv
-    2602.00247; sink strength after "See What You Are Told"). The paper gives no number for "much": see ``split``.
+    A visual token is a sink at a layer (from layer 2 on) if its sink strength phi over the dimensions in use is above
+    tau. A **Probability Dump** takes attention and contributes little, a **Structural Anchor** contributes much
+    (CAPA, arXiv 2602.00247; phi after *See What You Are Told*).
 
     Args:
-        prof: a profile with rows of visual tokens.
-        tau: threshold on sink strength. The paper's 20 suits residual widths of some thousands; "relative" takes the
-            same share of the bound sqrt(d_model), for widths from 256 on.
-        dims: "measured": those that exceed tau on few of a layer's visual tokens; "published" for this model; or a
-            list.
-        split: "non-sink-median": a sink is an anchor if it contributes at least as much as the median non-sink visual
-            token of its sample and layer.
-        max_share: a measured dimension above tau on more than this share of a layer's visual tokens is an offset, not
-            a sink dimension; a warning names it.
+        prof: a profile with its visual tokens.
+        tau: an absolute threshold, or ``"relative"`` for ``0.3125 * sqrt(d_model)``.
+        dims: dimensions that phi is taken over. ``"measured"``: all that exceed tau on few visual tokens of the layer
+            (see :func:`measure_sink_dims`; offsets are left out with a warning), or the set that the profile was
+            restricted to by ``sink_dims``. ``"published"``: those published for this model. Or the dimensions
+            themselves.
+        split: what makes an anchor. ``"non-sink-median"``: a contribution at or above the median of the visual tokens
+            of the same sample and layer that are no sinks; ``"undetermined"``, with a warning, where all are sinks.
+        max_share: with measured dimensions, the largest share of a layer's visual tokens on which one may exceed tau.
 
     Returns:
-        One row per sink: ``sample``, ``layer``, ``position``, ``image``, ``tile``, ``row``, ``col``,
-        ``sink_strength`` (over the sink dimensions), ``sink_dim``, ``attention``, ``attention_text``,
-        ``contribution``, ``value_norm``, ``role`` ("dump", "anchor", or "undetermined" where a sample and layer has no
-        visual token but sinks). No sinks: no rows. ``.attrs`` tells which threshold and dimensions were used, and
-        holds the counts that :func:`sink_summary` needs.
+        One row per sink, with the columns ``sample``, ``layer``, ``position``, ``image``, ``tile``, ``row``, ``col``,
+        ``sink_strength`` and ``sink_dim`` (over the dimensions in use), ``attention``, ``attention_text``,
+        ``contribution``, ``value_norm``, ``role`` ("dump", "anchor" or "undetermined"); empty where there is no sink.
+        ``.attrs`` says what was used: ``tau`` (absolute), ``tau_given``, ``dims``, ``split``, ``max_share``, and per
+        layer ``dims_per_layer``, ``offsets``, ``n_visual``, ``n_sinks``, ``attention_share``.
 
     Raises:
-        CapaProbeError: tau cannot be reached at this width, the dimensions or the split are unknown, the profile lacks
-            what is needed, or the four dimensions that it keeps per token do not suffice.
+        CapaProbeError: an argument that cannot be used; a profile without visual token rows or without a column that
+            is needed; or a token whose sink strength over ``dims`` cannot be told from the four dimensions kept.
     """
     if split not in SPLITS:
-        raise CapaProbeError(f"split={split!r} was given; give one of {', '.join(map(repr, SPLITS))}.")
-    require_visual_rows(prof)
-    threshold = resolve_tau(tau, int(prof.manifest["d_model"]))
-    chosen = choose_dims(prof, threshold, dims, max_share)
-    n_layers = int(prof.manifest["n_layers"])
-    n_visual, attention = np.zeros(n_layers, dtype=np.int64), np.zeros(n_layers)
-    crowded = 0
-
+        raise CapaProbeError(f"split={split!r} was given; available: {', '.join(map(repr, SPLITS))}.")
+    threshold = resolve_tau(tau, fact(prof, "d_model"))
+    chosen = choose_dims(prof, dims, threshold, max_share)
+    shares = _AttentionShares(fact(prof, "n_layers"))
     found = []
-    columns = [*_PLACE, *_MEASURED, *(name for pair in SINK_COLUMNS for name in pair)]
-    for part in prof.read(columns, VISUAL_PREFILL):
-        _require(part, prof)
-        n_visual += np.bincount(part["layer"], minlength=n_layers)
-        attention += np.bincount(part["layer"], weights=part["attention"], minlength=n_layers)
-        later = part[part["layer"] >= FIRST_LAYER].copy()
-        crowded += int((later[SINK_COLUMNS[-1][0]] > threshold).sum())
-        later["sink_strength"], later["sink_dim"] = strength_over(later, chosen, threshold, prof)
-        is_sink = (later["sink_strength"] > threshold).to_numpy()
-        if is_sink.any():
-            sinks = later[is_sink].copy()
-            sinks["role"] = SPLITS[split](later, is_sink)
-            found.append(sinks[list(_COLUMNS)])
-
-    table = pd.concat(found, ignore_index=True) if found else _no_sinks()
-    if crowded and prof.manifest.get("sink_dims") is None:
-        warnings.warn(
-            f"{crowded} visual tokens exceed tau={threshold:g} in four dimensions or more, and the profile keeps four: "
-            "sink strength over other dimensions cannot be read off it; profile again with sink_dims=[...] for that.",
-            stacklevel=2,
-        )
-    n_unclear = int((table["role"] == UNDETERMINED).sum())
-    if n_unclear:
-        warnings.warn(
-            f"{n_unclear} sinks have no role: all visual tokens of their sample and layer are sinks, so there is "
-            "nothing to compare them with.",
-            stacklevel=2,
-        )
-    table.attrs = {
+    for part in visual_tokens(prof, [name for name in COLUMNS if name != "role"]):
+        strength, dim, is_sink = _over(part, chosen, threshold)
+        group = part.groupby(["sample", "layer"], sort=False).ngroup().to_numpy().astype(np.int64)
+        shares.add(part, group, is_sink)
+        columns: dict[str, NDArray[Any]] = {
+            "sink_strength": strength.astype(np.float32),
+            "sink_dim": dim.astype(np.int32),
+            _OTHERS: _median_of_others(part, group, is_sink),
+        }
+        found.append(part.assign(**columns)[is_sink])
+    sinks = pd.concat(found, ignore_index=True)
+    # A dtype of strings even where there is no sink to show one.
+    sinks["role"] = pd.Series(_roles(sinks, split), index=sinks.index, dtype=sinks["sample"].dtype)
+    sinks = sinks[list(COLUMNS)]
+    sinks.attrs = {
         "tau": threshold,
-        "tau_given": tau,
+        "tau_given": tau if isinstance(tau, str) else float(tau),
+        "dims": chosen.asked,
         "split": split,
-        "dims_source": chosen.source,
-        "dims": {layer: sorted(values) for layer, values in sorted(chosen.by_layer.items())},
-        "offsets": [list(pair) for pair in chosen.offsets],
-        "n_samples": int(prof.manifest["n_samples"]),
-        "n_visual": n_visual.tolist(),
-        "visual_attention": attention.tolist(),
+        "max_share": max_share,
+        "dims_per_layer": chosen.found,
+        "offsets": chosen.offsets,
+        "n_visual": visual_counts(prof).tolist(),
+        "n_sinks": _count_by_layer(sinks, fact(prof, "n_layers")).tolist(),
+        "attention_share": shares.means(),
     }
-    return table
+    return sinks
 
 
 def sink_summary(sinks: pd.DataFrame) -> pd.DataFrame:
-    """Sinks layer by layer.
+    """Sinks by layer and role.
 
     Args:
-        sinks: what :func:`classify_sinks` returned.
+        sinks: the whole table, as :func:`classify_sinks` returned it, with its ``.attrs``.
 
     Returns:
-        One row per layer: ``layer``, ``n_visual`` (visual tokens of all samples), ``n_sinks``, ``n_dump``,
-        ``n_anchor``, ``n_undetermined``, ``share_sinks`` (of the visual tokens), ``attention_share`` (of the attention
-        that visual tokens get from the last prompt token, all samples together), ``sink_dims`` (those that occur,
-        the most frequent first).
+        One row per layer of the model: ``layer``, ``n_visual`` (visual tokens, all samples), ``n_sinks``, ``n_dump``,
+        ``n_anchor``, ``n_undetermined``, ``share_sinks`` (of the visual tokens), ``attention_share`` (share of the
+        visual tokens' attention that sinks take, mean over samples; NaN where the profile has no attention), and
+        ``sink_dims`` (dimensions in which the sinks reach their strength, comma-separated). Layers 0 and 1 have no
+        sinks by definition.
 
     Raises:
-        CapaProbeError: the table lost its ``.attrs`` on the way.
+        CapaProbeError: the table is not what :func:`classify_sinks` returned, or only some of its rows.
     """
-    if "n_visual" not in sinks.attrs:
+    known = sinks.attrs
+    if not {"n_visual", "n_sinks", "attention_share"} <= set(known) or not set(COLUMNS) <= set(sinks.columns):
         raise CapaProbeError(
-            "This table of sinks has no counts in .attrs; give the one that classify_sinks returned, not one derived "
-            "from it."
+            "sink_summary was given a table without the columns or the .attrs of classify_sinks; give the table "
+            "that classify_sinks returned."
         )
-    n_visual = np.array(sinks.attrs["n_visual"])
-    total = np.array(sinks.attrs["visual_attention"])
-    layers = pd.RangeIndex(len(n_visual), name="layer")
-    by_layer = sinks.groupby("layer")
-    table = pd.DataFrame({"n_visual": n_visual}, index=layers)
-    table["n_sinks"] = by_layer.size().reindex(layers, fill_value=0)
-    for role in ROLES:
-        counts = sinks[sinks["role"] == role].groupby("layer").size()
-        table[f"n_{role}"] = counts.reindex(layers, fill_value=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        table["share_sinks"] = table["n_sinks"] / n_visual
-        table["attention_share"] = by_layer["attention"].sum().reindex(layers, fill_value=0) / total
-    table["sink_dims"] = [
-        ", ".join(map(str, sinks.loc[sinks["layer"] == layer, "sink_dim"].value_counts().index))
-        for layer in layers
-    ]
-    return table.reset_index()
-
-
-def _by_non_sink_median(visual: pd.DataFrame, is_sink: NDArray[np.bool_]) -> NDArray[Any]:
-    keys = ["sample", "layer"]
-    medians = visual[~is_sink].groupby(keys)["contribution"].median().rename("median")
-    sinks = visual[is_sink].join(medians, on=keys)
-    high = sinks["contribution"] >= sinks["median"]
-    return np.where(sinks["median"].isna(), UNDETERMINED, np.where(high, ANCHOR, DUMP))
-
-
-#: Name -> rule: rows of the visual tokens of whole samples, which of them are sinks -> role of each sink, in order.
-SPLITS: dict[str, Callable[[pd.DataFrame, NDArray[np.bool_]], NDArray[Any]]] = {
-    "non-sink-median": _by_non_sink_median,
-}
-
-
-def _require(part: pd.DataFrame, prof: LayerProfile) -> None:
-    """Every visual token has what the classification reads."""
-    for name in ("sink_strength", "contribution", "attention"):
-        missing = part[name].isna()
-        if not missing.any():
-            continue
-        row = part[missing].iloc[0]
-        probes = prof.manifest.get("settings", {}).get("probes")
+    n_visual = np.asarray(known["n_visual"], dtype=np.int64)
+    counts = _count_by_layer(sinks, len(n_visual))
+    if counts.tolist() != known["n_sinks"]:
         raise CapaProbeError(
-            f"{name} is missing for {missing.sum()} visual tokens (first: sample {row['sample']!r}, layer "
-            f"{row['layer']}; probes of this profile: {probes}); profile again with the default probes."
+            f"sink_summary was given {len(sinks)} of {sum(known['n_sinks'])} sinks, for which attention_share would be "
+            "wrong; give the whole table that classify_sinks returned."
         )
+    layer, dims = sinks["layer"].to_numpy(), sinks["sink_dim"].to_numpy()
+    return pd.DataFrame(
+        {
+            "layer": np.arange(len(n_visual), dtype=np.int32),
+            "n_visual": n_visual,
+            "n_sinks": counts,
+            **{f"n_{role}": _count_by_layer(sinks[sinks["role"] == role], len(n_visual)) for role in ROLES},
+            "share_sinks": np.divide(
+                counts, n_visual, out=np.full(len(n_visual), np.nan), where=n_visual > 0
+            ),
+            "attention_share": np.array(known["attention_share"], dtype=np.float64),  # None becomes NaN
+            "sink_dims": [", ".join(map(str, np.unique(dims[layer == at]))) for at in range(len(n_visual))],
+        }
+    )
 
 
-def _no_sinks() -> pd.DataFrame:
-    empty = TOKEN_SCHEMA.empty_table().to_pandas()
-    empty["role"] = pd.Series(dtype=object)
-    return empty[list(_COLUMNS)]
+def _over(
+    part: pd.DataFrame, chosen: ChosenDims, tau: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Sink strength over the dimensions in use, its dimension, and whether it is above tau: (token,) each."""
+    strengths, dims = strengths_and_dims(part)
+    usable = (dims >= 0) & chosen.in_use[part["layer"].to_numpy()[:, None], dims]
+    strengths_in_use = np.where(usable, strengths, -np.inf)
+    best = strengths_in_use.argmax(axis=1)[:, None]
+    strength = np.take_along_axis(strengths_in_use, best, axis=1)[:, 0]
+    is_sink = strength > tau
+
+    # Four dimensions outside the set, all above tau: a fifth one may be above tau too and in the set.
+    unknown = (strengths[:, -1] > tau) & ~is_sink & (not chosen.complete)
+    if unknown.any():
+        first = part.iloc[int(unknown.argmax())]
+        what = "offsets" if chosen.asked == "measured" else f"outside dims={chosen.asked!r}"
+        again = "[...]" if isinstance(chosen.asked, str) else str(chosen.asked)
+        raise CapaProbeError(
+            f"Whether {int(unknown.sum())} visual tokens are sinks cannot be told (first: sample {first['sample']!r}, "
+            f"layer {first['layer']}, position {first['position']}): sink_strength_4 = {first['sink_strength_4']:.4g} "
+            f"is above tau={tau:g} and the four dimensions kept are {what}; profile again with sink_dims={again}, the "
+            "dimensions to look at."
+        )
+    return strength, np.take_along_axis(dims, best, axis=1)[:, 0], is_sink
+
+
+def _median_of_others(
+    part: pd.DataFrame, group: NDArray[np.int64], is_sink: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """For each token, the median contribution of the non-sinks of its sample and layer; NaN where there are none.
+
+    Only groups with a sink are looked at; elsewhere it is NaN.
+    """
+    medians = np.full(len(part), np.nan)
+    here = np.isin(group, group[is_sink])
+    contribution = part["contribution"].to_numpy(np.float64)
+    missing = here & np.isnan(contribution)
+    if missing.any():
+        first = part.iloc[int(missing.argmax())]
+        raise CapaProbeError(
+            f"contribution is missing (NaN) at layer {first['layer']} of sample {first['sample']!r}, whose sinks it is "
+            'to tell apart; profile again with "contribution" among the probes.'
+        )
+    others = pd.Series(np.where(is_sink, np.nan, contribution)[here])
+    medians[here] = others.groupby(group[here]).transform("median").to_numpy()
+    return medians
+
+
+def _roles(sinks: pd.DataFrame, split: str) -> NDArray[np.object_]:
+    threshold = SPLITS[split](sinks).to_numpy(np.float64)
+    unknown = np.isnan(threshold)
+    if unknown.any():
+        first = sinks.iloc[int(unknown.argmax())]
+        warnings.warn(
+            f"The role of {int(unknown.sum())} of {len(sinks)} sinks is undetermined: their sample and layer (first: "
+            f"sample {first['sample']!r}, layer {first['layer']}) has no visual token that is not a sink.",
+            stacklevel=3,
+        )
+    is_anchor = sinks["contribution"].to_numpy(np.float64) >= threshold
+    return np.where(unknown, "undetermined", np.where(is_anchor, "anchor", "dump")).astype(object)
+
+
+def _count_by_layer(sinks: pd.DataFrame, n_layers: int) -> NDArray[np.int64]:
+    return np.bincount(sinks["layer"].to_numpy(np.int64), minlength=n_layers)
+
+
+class _AttentionShares:
+    """Share of the visual tokens' attention that sinks take, averaged over samples while they pass by."""
+
+    def __init__(self, n_layers: int) -> None:
+        self._sum, self._n = np.zeros(n_layers), np.zeros(n_layers)
+        self._n[:FIRST_LAYER] = 1  # no sinks, by definition
+
+    def add(self, part: pd.DataFrame, group: NDArray[np.int64], is_sink: NDArray[np.bool_]) -> None:
+        """Take the tokens of whole (sample, layer) groups."""
+        attention = part["attention"].to_numpy(np.float64)
+        total = np.bincount(group, attention)
+        taken = np.bincount(group, np.where(is_sink, attention, 0.0 * attention))  # NaN stays NaN
+        layer = np.zeros(len(total), dtype=np.int64)
+        layer[group] = part["layer"].to_numpy()
+        some = total != 0  # no attention on any visual token: there is no share of it
+        np.add.at(self._sum, layer[some], taken[some] / total[some])
+        np.add.at(self._n, layer[some], 1)
+
+    def means(self) -> list[Any]:
+        """Per layer; None where it is not known (JSON has no NaN)."""
+        shares = np.divide(self._sum, self._n, out=np.full(len(self._n), np.nan), where=self._n > 0)
+        return [None if np.isnan(share) else float(share) for share in shares]

@@ -1,0 +1,82 @@
+"""How the sink analyses read a profile: the visual tokens at prefill, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.tables import SINK_COLUMNS, LayerProfile
+
+#: Sinks are looked for from this layer on, as in the paper.
+FIRST_LAYER = 2
+
+
+def visual_tokens(prof: LayerProfile, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """Visual tokens at prefill from layer 2 on, part by part; each has the sink columns beside those asked for.
+
+    Raises:
+        CapaProbeError: the profile has no token rows, no visual token, or no sink strength for one of them.
+    """
+    if prof.rows == "none":
+        raise CapaProbeError(
+            'This profile holds no token rows (it was made with rows="none"), and sinks are single tokens; profile '
+            'again with rows="visual" or rows="all".'
+        )
+    n_layers, d_model = fact(prof, "n_layers"), fact(prof, "d_model")
+    visual_counts(prof)  # refuses a profile without visual tokens
+    names = [*dict.fromkeys(["sample", "layer", *columns, *(name for pair in SINK_COLUMNS for name in pair)])]
+    where = [("step", "==", 0), ("kind", "==", "visual"), ("layer", ">=", FIRST_LAYER)]
+    for part in prof.read(names, where):
+        missing = part["sink_strength"].isna().to_numpy()
+        if missing.any():
+            first = part.iloc[int(missing.argmax())]
+            raise CapaProbeError(
+                f"sink_strength is missing (NaN) for visual tokens of sample {first['sample']!r} at layer "
+                f'{first["layer"]}; profile again with "sink_strength" among the probes.'
+            )
+        dims = part[[dim for _, dim in SINK_COLUMNS]].to_numpy()
+        if (dims >= d_model).any() or (part["layer"] >= n_layers).any():
+            raise CapaProbeError(
+                f"This profile has tokens at layer {part['layer'].max()} with sink dimensions up to {dims.max()}, but "
+                f"its manifest says {n_layers} layers of width {d_model}; profile again."
+            )
+        yield part
+
+
+def strengths_and_dims(part: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The sink columns of some tokens as two (token, rank) arrays; NaN and -1 where there is no such rank."""
+    strengths = part[[strength for strength, _ in SINK_COLUMNS]].to_numpy(np.float64)
+    return strengths, part[[dim for _, dim in SINK_COLUMNS]].to_numpy(np.int64)
+
+
+def visual_counts(prof: LayerProfile) -> NDArray[np.int64]:
+    """Visual tokens per layer at prefill, all samples together: (layer,).
+
+    Raises:
+        CapaProbeError: there is none.
+    """
+    table = prof.layers
+    table = table[(table["step"] == 0) & (table["kind"] == "visual")]
+    if table.empty:
+        raise CapaProbeError(
+            "This profile holds no visual token, and sinks are visual tokens; profile samples that have an image."
+        )
+    layer, n_tokens = (table[name].to_numpy(np.int64) for name in ("layer", "n_tokens"))
+    counts = np.zeros(max(fact(prof, "n_layers"), int(layer.max()) + 1), dtype=np.int64)
+    np.add.at(counts, layer, n_tokens)
+    return counts[: fact(prof, "n_layers")]
+
+
+def fact(prof: LayerProfile, name: str) -> int:
+    """A number that every manifest of ``cp.profile`` holds.
+
+    Raises:
+        CapaProbeError: this one does not.
+    """
+    if not isinstance(prof.manifest.get(name), int):
+        raise CapaProbeError(f"The manifest of this profile does not say {name}; profile again.")
+    return int(prof.manifest[name])
