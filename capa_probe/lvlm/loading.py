@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
@@ -43,6 +44,8 @@ def load(
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
+        if Path(name).is_dir():
+            raise CapaProbeError(f"The config of {name} cannot be read: {_first_line(error)}") from error
         raise CapaProbeError(
             f"The model {name} was found neither as a local folder nor on the Hugging Face hub or in its cache; check "
             f"the name{'' if revision is None else ', the revision'} and the network ({_first_line(error)})"
@@ -64,7 +67,7 @@ def load(
             **hf_kwargs,
         )
         processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise CapaProbeError(f"The checkpoint {name} could not be loaded: {_first_line(error)}") from error
     return model.eval(), processor
 
