@@ -39,8 +39,11 @@ LAYERS = (
     "pruning",
     "benchmark",
     "figures",
+    "findings",
     "report",
     "demo",
+    "console",
+    "jobs",
     "cli",
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))

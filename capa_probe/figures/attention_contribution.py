@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.style import FAINT, QUIET, ROLE_NAMES, ROLES, count, headline, styled
 
@@ -125,7 +126,12 @@ def _panel(axes: Any, layer: int, tokens: pd.DataFrame, floors: dict[str, float]
         drawn = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_POINTS)).astype(int)]
         x, y = (drawn[axis].clip(lower=floors[axis]).to_numpy() for axis in _AXES)
         if role == _OTHER:
-            style = {"color": FAINT, "s": 7 if len(drawn) > 500 else 14, "alpha": 0.4, "linewidth": 0}
+            style: dict[str, Any] = {
+                "color": FAINT,
+                "s": 7 if len(drawn) > 500 else 14,
+                "alpha": 0.4,
+                "linewidth": 0,
+            }
         else:
             colour, marker = ROLES[role]
             style = {"color": colour, "marker": marker, "s": 26, "alpha": 0.9, "edgecolor": "white"}
@@ -135,8 +141,9 @@ def _panel(axes: Any, layer: int, tokens: pd.DataFrame, floors: dict[str, float]
         )
     numbers = tokens["role"].value_counts()
     found = [f"{numbers[role]:,} {role}" for role in ROLES if role in numbers]
+    none = "no sinks" if layer >= FIRST_LAYER else f"sinks count from layer {FIRST_LAYER} on"
     axes.annotate(
-        ", ".join(found) or "no sinks",
+        ", ".join(found) or none,
         (0, 1),
         (0, 4),
         "axes fraction",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -102,13 +104,13 @@ def _subtitle(table: pd.DataFrame, eta: float) -> str:
     if redundant:
         finding += f"; not so for text tokens: {_named(only)}"
     first = table.iloc[0]
-    visual, text = count(int(first["n_visual"]), "visual token"), count(int(first["n_text"]), "text token")
-    size = f"{visual} and {text} per layer, {count(int(first['n_samples']), 'sample')}"
+    text = count(int(first["n_text"]), "text token")
+    size = f"{count(int(first['n_samples']), 'sample')} with {int(first['n_visual']):,} visual and {text}"
     if table[["visual_low", "text_low"]].isna().all(axis=None):
         return f"{finding}\n{size}; no intervals from a single sample"
     confidence = table.attrs.get("confidence")
     share = "" if confidence is None else f"{100 * confidence:g} % "
-    return f"{finding}\n{size}; bands: {share}bootstrap interval over samples"
+    return f"{finding}\n{size}; bands: {share}bootstrap over samples"
 
 
 def _named(layers: list[int]) -> str:
@@ -116,7 +118,7 @@ def _named(layers: list[int]) -> str:
 
 
 def _legend(figure: Figure, table: pd.DataFrame, top: float) -> None:
-    handles = [
+    handles: list[Any] = [
         Line2D([], [], color=VISUAL, marker="o", markersize=6.5, linewidth=1.8, label="visual tokens"),
         Line2D([], [], color=TEXT, marker="s", markersize=4.5, linewidth=1.8, label="text tokens"),
     ]
@@ -137,14 +139,14 @@ def _legend(figure: Figure, table: pd.DataFrame, top: float) -> None:
     )
 
 
-def _limits(axes: object, table: pd.DataFrame, eta: float) -> None:
+def _limits(axes: Any, table: pd.DataFrame, eta: float) -> None:
     """Room around all means and bands, and ticks at round cosines in it."""
     names = [f"{kind}_{what}" for kind in ("visual", "text") for what in ("cosine", "low", "high")]
     values = _nines(np.append(table[names].to_numpy(float).ravel(), eta))
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.08 * max(high - low, 0.5)
-    axes.set_ylim(*_from_nines(np.array([low - margin, high + margin])))  # type: ignore[attr-defined]
-    axis = axes.yaxis  # type: ignore[attr-defined]
+    axes.set_ylim(*_from_nines(np.array([low - margin, high + margin])))
+    axis = axes.yaxis
     shown = [tick for tick in _TICKS if low - margin <= _nines(np.array(tick)) <= high + margin]
     axis.set_major_locator(FixedLocator(shown))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,103 @@
+"""What the command line shows: a spinner, the summary table, and no chatter of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from capa_probe.findings import Findings
+    from capa_probe.tables import LayerProfile
+
+_HEADINGS = {
+    "layer": "layer",
+    "visual_cosine": "visual\ncosine",
+    "text_cosine": "text\ncosine",
+    "redundant": "redundant\nFFN",
+    "n_sinks": "sinks",
+    "n_dump": "dumps",
+    "n_anchor": "anchors",
+    "n_undetermined": "undeter-\nmined",
+    "attention_share": "sinks' share of\nvisual attention",
+}
+
+
+def report(prof: LayerProfile, findings: Findings, files: list[Path], out: Path) -> None:
+    """Print the summary table, the findings in words, remarks, and where everything lies."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(summary_table(prof, findings))
+    for sentence in findings.sentences():
+        console.print(sentence, markup=False)
+    console.print(f"\nProfile in {out}: tokens/, layers.parquet, manifest.json", markup=False)
+    for file in files:
+        console.print(f"  {file}", markup=False)
+
+
+def summary_table(prof: LayerProfile, findings: Findings) -> Table:
+    """The summary as a rich table, one row per layer."""
+    facts, summary = prof.manifest, findings.summary()
+    n = facts["n_samples"]
+    name = Path(facts["model"]).name if Path(facts["model"]).is_dir() else facts["model"]
+    title = (
+        f"{escape(name)}, {n:,} sample{'' if n == 1 else 's'}, tau = {findings.tau:g}, eta = {findings.eta:g}"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    shown = [column for column in map(str, summary) if column != "n_undetermined" or summary[column].any()]
+    for column in shown:
+        table.add_column(
+            _HEADINGS[column], justify="left" if column == "redundant" else "right", no_wrap=True
+        )
+    for record in summary.to_dict("records"):
+        redundant = record.get("redundant", "no") != "no"
+        table.add_row(
+            *(_cell(column, record[column]) for column in shown), style="bold" if redundant else None
+        )
+    return table
+
+
+def _cell(column: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if column.endswith("cosine"):
+        return f"{value:.4f}"
+    if column == "attention_share":
+        return "-" if value != value else f"{value:.1%}"  # NaN: no attention at all
+    return f"{int(value):,}"
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    with Console(stderr=True).status(escape(what)):
+        yield
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Only errors from transformers, and no bar for weights that are already on disk; downloads keep theirs."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    set_downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    set_downloads()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        set_downloads()

@@ -1,0 +1,107 @@
+"""The whole job of a command: load, profile, analyse, write, draw, and say what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capa_probe.console import quiet_transformers, report, status
+from capa_probe.errors import CapaProbeError
+from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
+from capa_probe.lvlm import HookedLVLM
+from capa_probe.probes import choose_probes
+from capa_probe.profiling import profile
+from capa_probe.samples import Sample
+from capa_probe.tables import LayerProfile, is_finished, remove_profile
+
+#: What :func:`capa_probe.profile` writes at the top of its folder.
+_PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json")
+
+
+def run(
+    model: str,
+    samples: list[Sample],
+    out: Path,
+    tau: float | str = "auto",
+    eta: float = 0.96,
+    device: str = "auto",
+    load: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
+    """Profile, analyse, write, draw, and print the summary; what both commands do.
+
+    Args:
+        model: name or folder.
+        samples: what to profile it on.
+        out: folder to write to.
+        tau: threshold on sink strength.
+        eta: threshold on the FFN cosine.
+        device: "auto", "cpu" or "cuda".
+        load: options of ``HookedLVLM.from_pretrained``.
+        **settings: options of ``profile``.
+
+    Raises:
+        CapaProbeError: anything given cannot be used. Once profiling is over, the profile stays in any case.
+        KeyboardInterrupt: with what became of the profile as its text.
+    """
+    choose_probes(settings.get("probes", "default"))
+    with status(f"loading {model}"), quiet_transformers():
+        lvlm = HookedLVLM.from_pretrained(model, device_map=device_map(device), **load or {})
+    choose_tau(tau, lvlm.d_model)  # now, not after the long part
+    prof = None
+    try:
+        with quiet_transformers():
+            prof = profile(lvlm, samples, out=out, **settings)
+        with status("analysing"):
+            findings = find(prof, tau=tau, eta=eta)
+            files = write(prof, findings, out)
+    except KeyboardInterrupt:
+        state = "is not finished; the same command starts it anew" if prof is None else "is finished"
+        raise KeyboardInterrupt(f"the profile in {out} {state}") from None
+    except (CapaProbeError, OSError) as error:
+        if prof is None:
+            raise
+        raise CapaProbeError(
+            f"The profile is finished and lies in {out}, but what follows failed: {error}"
+        ) from error
+    report(prof, findings, files, out)
+
+
+def clear_demo(out: Path, model: Path) -> None:
+    """Remove an earlier demo from its folder: our own files, by their names.
+
+    Raises:
+        CapaProbeError: the folder holds a profile of something else, or files that are not ours.
+    """
+    if not is_finished(out):
+        return
+    found = LayerProfile.load(out).manifest.get("model")
+    if Path(str(found)).name != model.name:
+        raise CapaProbeError(f"{out} holds a profile of {found}, not of the demo model; give another --out.")
+    names = {*_PROFILE, *(Path(name).parts[0] for name in FILES)}
+    others = [str(path.relative_to(out)) for path in out.iterdir() if path.name not in names]
+    others += [
+        str(path.relative_to(out))
+        for path in (out / FIGURES).glob("*")
+        if path.relative_to(out).as_posix() not in FILES
+    ]
+    if others:
+        raise CapaProbeError(
+            f"{out} holds {', '.join(sorted(others))} beside the earlier demo, and that is not capa_probe's to remove; "
+            "move it away or give another --out."
+        )
+    remove(out)
+    remove_profile(out)
+
+
+def device_map(device: str) -> str | None:
+    """``--device`` in the words of transformers.
+
+    Raises:
+        CapaProbeError: "cuda" was asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CapaProbeError("--device cuda was given, but PyTorch sees no GPU; use --device cpu or auto.")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else None
