@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from demo_training.evaluation import answer, misses_bar
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,6 +17,7 @@ import capa_probe as cp
 from capa_probe.demo import demo_data_path, demo_model_path
 from capa_probe.demo.questions import MAIN_TASKS, TASKS
 from capa_probe.demo.scenes import blank_image
+from demo_training.evaluation import answer, misses_bar
 
 MEGABYTE = 10**6
 
