@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,16 @@ def profile(
     writer = ProfileWriter(None, rows_per_part=1)
     for batch in batches or [(sample,) for sample in world.samples]:
         writer.add(table[table["sample"].isin(batch)], rows)
+    return writer.finish(facts(world, **manifest))
+
+
+def profile_of(
+    table: pd.DataFrame, world: World, path: Path | None = None, rows: str = "all", **manifest: Any
+) -> LayerProfile:
+    """A profile, one part per sample, of token rows of a world that a test has changed."""
+    writer = ProfileWriter(path, rows_per_part=1)
+    for sample in table["sample"].unique():
+        writer.add(table[table["sample"] == sample], rows)
     return writer.finish(facts(world, **manifest))
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.measures import resolve_tau
 from capa_probe.tables import SINK_COLUMNS, LayerProfile
 
 #: Sinks are looked for from this layer on, as in the paper.
@@ -69,6 +70,17 @@ def visual_counts(prof: LayerProfile) -> NDArray[np.int64]:
     counts = np.zeros(max(fact(prof, "n_layers"), int(layer.max()) + 1), dtype=np.int64)
     np.add.at(counts, layer, n_tokens)
     return counts[: fact(prof, "n_layers")]
+
+
+def absolute_tau(prof: LayerProfile, tau: object) -> float:
+    """The threshold on sink strength at this profile's width (see :func:`capa_probe.measures.resolve_tau`).
+
+    Raises:
+        CapaProbeError: ``tau`` is neither a number nor "relative", or cannot be used at this width.
+    """
+    if isinstance(tau, (int, float, np.number)) and not isinstance(tau, bool):
+        return resolve_tau(float(tau), fact(prof, "d_model"))
+    return resolve_tau(str(tau), fact(prof, "d_model"))  # "relative", or refused
 
 
 def fact(prof: LayerProfile, name: str) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.analysis.reading import fact, strengths_and_dims, visual_counts, visual_tokens
+from capa_probe.analysis.reading import absolute_tau, fact, strengths_and_dims, visual_counts, visual_tokens
 from capa_probe.analysis.redundancy import layer_ranges
 from capa_probe.errors import CapaProbeError
-from capa_probe.measures import TAU, resolve_tau
+from capa_probe.measures import TAU
 from capa_probe.tables import SINK_COLUMNS, LayerProfile
 
 #: A dimension that exceeds tau on a larger share of a layer's visual tokens is an offset, not a sink dimension.
@@ -43,7 +43,7 @@ def measure_sink_dims(
     Raises:
         CapaProbeError: an unusable ``tau`` or ``max_share``, or a profile without visual token rows or sink strength.
     """
-    return _table(_count(prof, resolve_tau(tau, fact(prof, "d_model")), max_share))
+    return _table(_count(prof, absolute_tau(prof, tau), max_share))
 
 
 @dataclass(frozen=True)
@@ -228,22 +228,22 @@ def _warn_of_hidden(counts: _Counts, tau: float) -> None:
         (counts.n_tokens > 0) & ~counts.is_offset & (at_most > counts.max_share * counts.n_visual[:, None])
     )
     if doubtful.any():
+        layers = np.asarray(doubtful.any(axis=1))
         warnings.warn(
-            f"sink_strength_4 exceeds tau={tau:g} on so many visual tokens at layers "
-            f"{layer_ranges(np.flatnonzero(doubtful.any(axis=1)))} that {int(doubtful.any(axis=0).sum())} dimensions "
-            "counted as sink dimensions there may be offsets, hidden behind four larger ones; raise tau, or profile "
-            "again with sink_dims=[...] to look at up to four dimensions exactly.",
+            f"sink_strength_4 exceeds tau={tau:g} on so many visual tokens at {_at(layers)} that sink "
+            f"dimensions measured there ({int(doubtful.any(axis=0).sum())}) may be offsets, hidden behind four larger "
+            "ones; raise tau, or profile again with sink_dims=[...] to look at up to four dimensions exactly.",
             stacklevel=4,
         )
 
 
+def _at(layers: NDArray[np.bool_]) -> str:
+    return f"layer{'s' if layers.sum() > 1 else ''} {layer_ranges(np.flatnonzero(layers))}"
+
+
 def _by_dim(table: NDArray[np.bool_]) -> str:
     dims = np.flatnonzero(table.any(axis=0))
-    shown = [
-        f"dimension {dim} at {'layer' if table[:, dim].sum() == 1 else 'layers'} "
-        f"{layer_ranges(np.flatnonzero(table[:, dim]))}"
-        for dim in dims[:20]
-    ]
+    shown = [f"dimension {dim} at {_at(table[:, dim])}" for dim in dims[:20]]
     return "; ".join(shown) + (f"; and {len(dims) - 20} more" if len(dims) > 20 else "")
 
 

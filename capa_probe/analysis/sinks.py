@@ -10,10 +10,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.analysis.reading import FIRST_LAYER, fact, strengths_and_dims, visual_counts, visual_tokens
+from capa_probe.analysis.reading import (
+    FIRST_LAYER,
+    absolute_tau,
+    fact,
+    strengths_and_dims,
+    visual_counts,
+    visual_tokens,
+)
 from capa_probe.analysis.sink_dims import MAX_SHARE, ChosenDims, choose_dims
 from capa_probe.errors import CapaProbeError
-from capa_probe.measures import TAU, resolve_tau
+from capa_probe.measures import TAU
 from capa_probe.tables import LayerProfile
 
 #: Columns of the table of sinks.
@@ -81,7 +88,7 @@ def classify_sinks(
     """
     if split not in SPLITS:
         raise CapaProbeError(f"split={split!r} was given; available: {', '.join(map(repr, SPLITS))}.")
-    threshold = resolve_tau(tau, fact(prof, "d_model"))
+    threshold = absolute_tau(prof, tau)
     chosen = choose_dims(prof, dims, threshold, max_share)
     shares = _AttentionShares(fact(prof, "n_layers"))
     found = []
@@ -177,10 +184,10 @@ def _over(
         what = "offsets" if chosen.asked == "measured" else f"outside dims={chosen.asked!r}"
         again = "[...]" if isinstance(chosen.asked, str) else str(chosen.asked)
         raise CapaProbeError(
-            f"Whether {int(unknown.sum())} visual tokens are sinks cannot be told (first: sample {first['sample']!r}, "
-            f"layer {first['layer']}, position {first['position']}): sink_strength_4 = {first['sink_strength_4']:.4g} "
-            f"is above tau={tau:g} and the four dimensions kept are {what}; profile again with sink_dims={again}, the "
-            "dimensions to look at."
+            f"It cannot be told which visual tokens are sinks ({int(unknown.sum())} in doubt, first: sample "
+            f"{first['sample']!r}, layer {first['layer']}, position {first['position']}): sink_strength_4 = "
+            f"{first['sink_strength_4']:.4g} is above tau={tau:g} and the four dimensions kept are {what}; profile "
+            f"again with sink_dims={again}, the dimensions to look at."
         )
     return strength, np.take_along_axis(dims, best, axis=1)[:, 0], is_sink
 
