@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -47,19 +48,25 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
-        try:
+        with one_line_errors():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
-        except CapaProbeError as error:
-            _fail(str(error))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            _fail(f"{error.filename}: {reason}." if error.filename else f"{reason}.")
-        except KeyboardInterrupt as interrupt:
-            what = "; ".join(["interrupted", *map(str, interrupt.args)])
-            typer.echo(what, err=True)
-            raise SystemExit(130) from None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input becomes one line on stderr and exit status 2, Ctrl-C one line and 130; bugs keep their traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output went away, as with "| head"
+        raise
+    except CapaProbeError as error:
+        _fail(str(error))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        _fail(f"{error.filename}: {reason}." if error.filename else f"{reason}.")
+    except KeyboardInterrupt as interrupt:
+        typer.echo("; ".join(["interrupted", *map(str, interrupt.args)]), err=True)
+        raise SystemExit(130) from None
 
 
 app = typer.Typer(

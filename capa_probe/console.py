@@ -25,7 +25,7 @@ _HEADINGS = {
     "n_dump": "dumps",
     "n_anchor": "anchors",
     "n_undetermined": "undeter-\nmined",
-    "attention_share": "sinks' share of\nvisual attention",
+    "attention_share": "sinks' share\nof attention",
 }
 
 
@@ -48,7 +48,14 @@ def summary_table(prof: LayerProfile, findings: Findings) -> Table:
     title = (
         f"{escape(name)}, {n:,} sample{'' if n == 1 else 's'}, tau = {findings.tau:g}, eta = {findings.eta:g}"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        title_justify="left",
+        title_style="bold",
+    )
     shown = [column for column in map(str, summary) if column != "n_undetermined" or summary[column].any()]
     for column in shown:
         table.add_column(

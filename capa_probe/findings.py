@@ -83,12 +83,11 @@ class Findings:
         if self.layers is None:
             return list(self.remarks)
         redundant = self.layers.loc[self.layers["redundant"], "layer"]
-        only = self.layers.loc[self.layers["visual_only"], "layer"]
-        found = (
-            f"layers {layer_ranges(redundant)}; for visual tokens only: {layer_ranges(only)}."
-            if len(redundant)
-            else "no layer."
-        )
+        only = layer_ranges(self.layers.loc[self.layers["visual_only"], "layer"])
+        noun = "layer" if len(redundant) == 1 else "layers"
+        found = f"{noun} {layer_ranges(redundant)}; for visual tokens only: {only}."
+        if redundant.empty:
+            found = "no layer."
         return [f"Redundant FFN (visual cosine > {self.eta:g}): {found}", *self.remarks]
 
 
@@ -122,9 +121,7 @@ def find(prof: LayerProfile, tau: float | str = "auto", eta: float = 0.96) -> Fi
     threshold = resolve_tau(chosen, width)
     remarks: list[str] = []
     if chosen == "relative":
-        why = (
-            f"; {TAU:g}, the paper's, is out of reach or nearly so at width {width}" if tau == "auto" else ""
-        )
+        why = f"; the paper's {TAU:g} needs a wider residual stream" if tau == "auto" else ""
         remarks.append(f"tau is relative: {RELATIVE_TAU:g} * sqrt({width}) = {threshold:g}{why}.")
 
     probes = prof.manifest.get("settings", {}).get("probes", _NEEDED)
