@@ -95,6 +95,8 @@ def _draw_curve(log: list[dict[str, Any]], file: Path) -> None:
     for axis, stage in zip(axes, ("tower", "symbols", "joint"), strict=True):
         lines = [line for line in log if line["stage"] == stage]
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
+        # A task has the same color in both panels.
+        table = table[sorted(table.columns, key=lambda name: (*TASKS, name).index(name))]
         for name in table.columns:
             axis.plot(table.index, table[name], label=name, linewidth=1.4)
         axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
