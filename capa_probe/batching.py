@@ -56,7 +56,9 @@ class Batches:
         if isinstance(first, Mapping):
             self._source = rest
             if isinstance(samples, Sized) and limit is None:
-                self.total = sum(len(batch["input_ids"]) for batch in samples if isinstance(batch, Mapping))
+                self.total = sum(
+                    len(batch.get("input_ids", ())) for batch in samples if isinstance(batch, Mapping)
+                )
         else:
             self._samples = list(itertools.islice(rest, limit))
             self._check(self._samples)
@@ -83,8 +85,6 @@ class Batches:
 
     def _prepared(self) -> Iterator[tuple[list[str], Mapping[str, Any]]]:
         for batch in self._source:
-            if self._limit is not None and self.seen >= self._limit:
-                return
             if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
                 raise CapaProbeError(
                     f"A {type(batch).__name__} without input_ids was given among tensor dicts; give only dicts of "
@@ -103,6 +103,8 @@ class Batches:
                     self._hash.update(value.detach().cpu().float().numpy().tobytes())
             self.seen += kept
             yield ids, inputs
+            if self.seen == self._limit:
+                return  # before the source makes another one
 
     @staticmethod
     def _check(samples: list[Sample]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import LogitsProcessorList
 
 from capa_probe.batching import Batches
 from capa_probe.errors import CapaProbeError
@@ -74,8 +75,10 @@ def profile(
         for ids, inputs in batches:
             spans = lvlm.spans(inputs)
             recorder = Recorder(lvlm, chosen, spans, dims)
-            n_steps = run(lvlm, inputs, spans, recorder, steps)
-            writer.add(token_table(ids, spans, recorder, n_steps), rows)
+            n_steps, nan_steps = run(lvlm, inputs, spans, recorder, steps)
+            table = token_table(ids, spans, recorder, n_steps)
+            _check_logits(ids, nan_steps)
+            writer.add(table, rows)
             bar.update(len(ids))
     if not batches.seen:
         raise CapaProbeError("No sample was given to profile; give at least one.")
@@ -100,17 +103,18 @@ def profile(
 
 def run(
     lvlm: HookedLVLM, inputs: Mapping[str, Any], spans: TokenSpans, recorder: Recorder, steps: int
-) -> list[int]:
+) -> tuple[list[int], list[int | None]]:
     """One prefill and up to ``steps`` greedy decode steps under a recorder.
 
     Returns:
-        For each sample, how many decode steps have a generated token other than a stop token as query.
+        For each sample, how many decode steps have a generated token other than a stop token as query, and the first
+        step whose token was chosen from logits with NaN, if any.
     """
     length = spans.padding.shape[1]
     with torch.no_grad(), recorder.attached():
         if steps == 0:
             lvlm.model(**inputs, use_cache=False, logits_to_keep=1)
-            return [0] * len(spans.padding)
+            return [0] * len(spans.padding), [None] * len(spans.padding)
         if bool((spans.last != length - 1).any()):
             raise CapaProbeError(
                 f"steps={steps} was asked for on right-padded inputs, which cannot be continued; pad on the left "
@@ -120,11 +124,16 @@ def run(
         config = copy.deepcopy(lvlm.model.generation_config)
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         config.update(**greedy, max_length=None, max_new_tokens=steps + 1, use_cache=True)
-        generated: Tensor = lvlm.model.generate(**inputs, generation_config=config)[:, length:]
+        watch = _NaNWatch()
+        processors = LogitsProcessorList([watch])
+        generated: Tensor = lvlm.model.generate(
+            **inputs, generation_config=config, logits_processor=processors
+        )[:, length:]
     stops = config.eos_token_id
     stop_ids = torch.as_tensor([] if stops is None else stops, device=generated.device).reshape(-1)
     running = (~torch.isin(generated, stop_ids)).int().cumprod(dim=1).sum(dim=1)
-    return [min(steps, int(n), len(recorder.steps) - 1) for n in running]
+    n_steps = [min(steps, int(n), len(recorder.steps) - 1) for n in running]
+    return n_steps, watch.first_steps(n_steps, steps)
 
 
 def describe(lvlm: HookedLVLM) -> dict[str, Any]:
@@ -148,6 +157,32 @@ def describe(lvlm: HookedLVLM) -> dict[str, Any]:
         "published_sink_dims": None if published is None else list(published),
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+class _NaNWatch:
+    """Notes logits with NaN, from which generation would take any token without a word."""
+
+    def __init__(self) -> None:
+        self._found: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._found.append(scores.isnan().any(dim=1))
+        return scores
+
+    def first_steps(self, n_steps: Sequence[int], steps: int) -> list[int | None]:
+        """For each sample, the first step whose token is chosen from NaN; None if none of those that count is."""
+        rows = torch.stack(self._found, dim=1).tolist()
+        counted = [row[: min(n + 1, steps)] for row, n in zip(rows, n_steps, strict=True)]
+        return [row.index(True) + 1 if any(row) else None for row in counted]
+
+
+def _check_logits(ids: Sequence[str], nan_steps: Sequence[int | None]) -> None:
+    for sample_id, step in zip(ids, nan_steps, strict=False):  # with a limit, ids may be fewer
+        if step is not None:
+            raise CapaProbeError(
+                f"The logits that choose generated token {step} of sample {sample_id} hold NaN, though every layer is "
+                "finite; check the final norm and the output head, or load the model in bfloat16 or float32."
+            )
 
 
 def _check(

@@ -51,10 +51,13 @@ def token_table(
             if step <= decoded[sample]:
                 at = np.flatnonzero(is_token[sample])
                 chunk = _place(sample_id, sample, step, at, places, recorder.lvlm.n_layers)
+                checked: dict[str, NDArray[Any]] = {}
                 for name, array in arrays.items():
                     values = _values(name, array, sample, step, at, is_token.shape[1], recorder.lvlm.n_layers)
-                    _check_finite(name, values, step, sample_id)
                     chunk[name] = values.ravel()
+                    if array is not None and name not in MAY_BE_NAN:
+                        checked[name] = values
+                _check_finite(checked, step, sample_id)
                 chunks[sample, step] = chunk
     ordered = [chunks[key] for key in sorted(chunks)]
     return pd.DataFrame(
@@ -104,13 +107,15 @@ def _values(
     return values
 
 
-def _check_finite(name: str, values: NDArray[Any], step: int, sample_id: str) -> None:
-    if name in MAY_BE_NAN or np.isnan(values).all():
-        return
-    known = values if step == 0 or name in KEY_COLUMNS else values[:, -1:]
-    layers = np.flatnonzero(~np.isfinite(known).all(axis=1))
-    if len(layers):
+def _check_finite(columns: dict[str, NDArray[Any]], step: int, sample_id: str) -> None:
+    """Raise for the first layer, and in it the first column, that holds a value that is not finite."""
+    broken = []
+    for name, values in columns.items():
+        known = values if step == 0 or name in KEY_COLUMNS else values[:, -1:]
+        broken += [(int(layer), name) for layer in np.flatnonzero(~np.isfinite(known).all(axis=1))[:1]]
+    if broken:
+        layer, name = min(broken, key=lambda found: found[0])
         raise CapaProbeError(
-            f"{name} of sample {sample_id} at layer {layers[0]}, step {step}, is NaN or infinite; if the model runs in "
+            f"{name} of sample {sample_id} at layer {layer}, step {step}, is NaN or infinite; if the model runs in "
             "float16, load it in bfloat16 or float32."
         )
