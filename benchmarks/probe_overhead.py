@@ -1,4 +1,4 @@
-"""What probing costs: one prefill plain, with hook points nobody listens to, with each set of probes, and by other means.
+"""What probing costs: one prefill plain, with silent hook points, with each set of probes, and by other means.
 
 All variants take turns in one run, so that a drift of the machine's speed hits them alike; printed are medians of the
 ratio to the plain forward of the same round. ``python benchmarks/probe_overhead.py --help`` lists the sizes.

@@ -164,14 +164,19 @@ class HookedLVLM(HookedRootModule):
 
     @contextmanager
     def hooks(
-        self, fwd_hooks: Iterable[Hook] = (), bwd_hooks: Iterable[Hook] = (), **options: Any
+        self,
+        fwd_hooks: Iterable[Hook] = (),
+        bwd_hooks: Iterable[Hook] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
     ) -> Iterator[HookedLVLM]:
         """Hooks for the length of a ``with`` block, also during ``lvlm.model.generate``.
 
         Args:
             fwd_hooks: pairs of a hook point's name, or a filter on names, and a function ``fn(tensor, hook)``.
             bwd_hooks: the same for gradients.
-            **options: as in TransformerLens (``reset_hooks_end``, ``clear_contexts``).
+            reset_hooks_end: take the hooks off at the end of the block.
+            clear_contexts: empty the hook points' ``ctx`` then, too.
 
         Raises:
             CapaProbeError: a name that does not exist, or a filter that matches none.
@@ -179,7 +184,7 @@ class HookedLVLM(HookedRootModule):
         fwd, bwd = list(fwd_hooks), list(bwd_hooks)
         for name, _ in (*fwd, *bwd):
             self._matching(name)
-        with super().hooks(fwd, bwd, **options):
+        with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
             yield self
 
     def run_with_hooks(self, *args: Any, fwd_hooks: Iterable[Hook] = (), **kwargs: Any) -> Any:
