@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.errors import CapaProbeError
@@ -74,7 +74,8 @@ def attention_contribution(
         grid[-2, list(grid.flat).index(axes) % columns].tick_params(labelbottom=True)
     for axis in (grid[0, 0].xaxis, grid[0, 0].yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_minor_locator(NullLocator())
+        axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
+        axis.set_minor_formatter(NullFormatter())
 
     width, height = figure.get_size_inches()
     top = headline(figure, "Attention to visual tokens and what they contribute", _subtitle(tokens, sinks))
