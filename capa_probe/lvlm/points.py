@@ -110,18 +110,18 @@ class LayerTap:
             x = call.query.transpose(1, 2)
             edit = _Edit(x)
             new = self.rot_q.fire(x)
-            if edit.made(new):
+            if edit.made(new) or new.requires_grad:
                 call = replace(call, query=new.transpose(1, 2))
         if self.rot_k.has_hooks():
             x = call.key.transpose(1, 2)
             edit = _Edit(x)
             new = self.rot_k.fire(x)
-            if edit.made(new):
-                if self._writes_cache:
-                    raise CapaProbeError(
-                        f"An edit of blocks.{self.layer}.attn.hook_rot_k was made while a KV cache is written, which "
-                        "already holds the old keys; run with use_cache=False, or edit hook_rot_q or hook_pattern."
-                    )
+            if self._writes_cache and edit.made(new):
+                raise CapaProbeError(
+                    f"An edit of blocks.{self.layer}.attn.hook_rot_k was made while a KV cache is written, which "
+                    "already holds the old keys; run with use_cache=False, or edit hook_rot_q or hook_pattern."
+                )
+            if edit.made(new) or new.requires_grad:
                 call = replace(call, key=new.transpose(1, 2))
         if self.pattern.has_hooks():
             pattern = call.probabilities()
@@ -232,4 +232,5 @@ def _fire(point: LazyHookPoint, x: Tensor, d_head: int | None) -> Tensor:
         return point.fire(x)
     heads = x.view(*x.shape[:-1], -1, d_head)
     new = point.fire(heads)
-    return x if new is heads else new.flatten(-2)
+    # With gradients the view goes on, so that what a listener keeps is part of the graph.
+    return x if new is heads and not x.requires_grad else new.flatten(-2)
