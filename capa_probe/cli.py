@@ -191,7 +191,7 @@ def check_eta(eta: float) -> None:
 def load_data(folder: Path, limit: int | None, out: Path) -> list[Sample]:
     """The samples of a data folder, and a look at where the profile goes: both take no time, and come first."""
     from capa_probe.samples import load_samples
-    from capa_probe.tables import check_output
+    from capa_probe.writing import check_output
 
     samples = load_samples(folder, limit)
     check_output(out)

@@ -22,7 +22,8 @@ from capa_probe.lvlm import HookedLVLM, TokenSpans
 from capa_probe.probes import Recorder, choose_probes
 from capa_probe.probes.token_table import token_table
 from capa_probe.samples import Sample
-from capa_probe.tables import LayerProfile, ProfileWriter
+from capa_probe.tables import LayerProfile
+from capa_probe.writing import ProfileWriter
 
 #: Packages whose versions a manifest records.
 PACKAGES = ("capa-probe", "torch", "transformers", "transformer-lens")

@@ -1,4 +1,4 @@
-"""Profile tables: what a profile holds, how it is written while a model runs, and how it is read back.
+"""Profile tables: what a profile holds, and how it is read back.
 
 A finished profile on disk is a folder::
 
@@ -6,17 +6,15 @@ A finished profile on disk is a folder::
     layers.parquet                  one row per (sample, step, layer, kind): the same columns, summarised
     manifest.json                   what ran on what: model, versions, data fingerprint, settings
 
-Every file is written under a temporary name and renamed; ``manifest.json`` comes last, so a folder that has it is
-complete. In memory the same tables are Arrow tables behind the same methods.
+``manifest.json`` is written last, so a folder that has it is complete. In memory the same tables are Arrow tables
+behind the same methods.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,11 +88,10 @@ LAYER_SCHEMA: pa.Schema = pa.schema(
 
 #: Which token rows a profile keeps; the layers table is computed from all of them in any case.
 ROWS = ("all", "visual", "none")
-#: Batches are gathered into parts of about this many rows (some 20 MB in memory).
-ROWS_PER_PART = 2**17
 
-_MANIFEST, _LAYERS, _UNFINISHED = "manifest.json", "layers.parquet", "unfinished.json"
-_TOKENS_DIR, _LAYERS_DIR = "tokens", "layers"
+#: What a profile's folder holds; ``unfinished.json`` only while it is written.
+TOKENS_FOLDER, LAYERS_FILE, MANIFEST_FILE = "tokens", "layers.parquet", "manifest.json"
+UNFINISHED_FILE = "unfinished.json"
 
 
 def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:
@@ -184,24 +181,24 @@ class LayerProfile:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise CapaProbeError(f"{path} {what}; give the folder that a profile was written to.")
-        if not (folder / _MANIFEST).is_file():
+        if not (folder / MANIFEST_FILE).is_file():
             why = (
                 f"holds a profile that was not finished; run it again with out={str(path)!r}"
                 if is_unfinished(folder)
-                else f"holds no profile ({_MANIFEST} is missing); give the folder that a profile was written to"
+                else f"holds no profile ({MANIFEST_FILE} is missing); give the folder that a profile was written to"
             )
             raise CapaProbeError(f"{path} {why}.")
         manifest = _read_manifest(folder)
-        parts = sorted((folder / _TOKENS_DIR).glob("part-*.parquet"))
+        parts = sorted((folder / TOKENS_FOLDER).glob("part-*.parquet"))
         if len(parts) != manifest["n_parts"]:
             raise CapaProbeError(
                 f"{path} is damaged: {len(parts)} token parts lie in it, but its manifest says {manifest['n_parts']}; "
                 "copy the folder again or profile again."
             )
-        _check_columns(folder / _LAYERS, LAYER_SCHEMA)
+        _check_columns(folder / LAYERS_FILE, LAYER_SCHEMA)
         for part in parts[:1]:
             _check_columns(part, TOKEN_SCHEMA)
-        return cls(manifest, parts, folder / _LAYERS, folder)
+        return cls(manifest, parts, folder / LAYERS_FILE, folder)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -211,7 +208,7 @@ class LayerProfile:
     @cached_property
     def layers(self) -> pd.DataFrame:
         """One row per (sample, step, layer, kind); read once, then kept. Columns as in ``LAYER_SCHEMA``."""
-        table = self._layers if isinstance(self._layers, pa.Table) else _read(self._layers, None, None)
+        table = self._layers if isinstance(self._layers, pa.Table) else read_table(self._layers, None, None)
         return _to_pandas(table)
 
     @property
@@ -250,7 +247,7 @@ class LayerProfile:
             )
         chosen, condition = None if columns is None else list(columns), _to_expression(where)
         parts: Sequence[Path | pa.Table] = self._parts or (TOKEN_SCHEMA.empty_table(),)
-        return (_to_pandas(_read(part, chosen, condition)) for part in parts)
+        return (_to_pandas(read_table(part, chosen, condition)) for part in parts)
 
     def select(
         self, columns: Sequence[str] | None = None, where: ds.Expression | Sequence[Any] | None = None
@@ -281,166 +278,18 @@ class LayerProfile:
         )
 
 
-class ProfileWriter:
-    """Takes the token rows of one batch after another and writes a profile while it runs.
-
-    Args:
-        out: the folder to write to; None keeps the tables in memory.
-        rows_per_part: batches are gathered until a part has at least so many rows.
-
-    Raises:
-        CapaProbeError: ``out`` cannot be written to (see :func:`check_output`).
-    """
-
-    def __init__(self, out: Path | None = None, rows_per_part: int = ROWS_PER_PART) -> None:
-        self._out, self._rows_per_part = out, rows_per_part
-        self._waiting: list[pa.Table] = []
-        self._summaries: list[pa.Table] = []
-        self._n_waiting = self._n_rows = self._n_layer_rows = self._n_flushes = 0
-        self._parts: list[Path | pa.Table] = []
-        self._layer_parts: list[Path | pa.Table] = []
-        self._rows: str | None = None
-        self._seen: set[str] = set()
-        if out is not None:
-            check_output(out)
-            remove_profile(out)  # what an interrupted run left
-            (out / _TOKENS_DIR).mkdir(parents=True)
-            (out / _LAYERS_DIR).mkdir()
-            _write_json(out / _UNFINISHED, {"format_version": FORMAT_VERSION})
-
-    def add(self, tokens: pd.DataFrame, rows: str = "all") -> None:
-        """Take the rows of one batch: every token of every sample in it.
-
-        Args:
-            tokens: columns as in ``TOKEN_SCHEMA``.
-            rows: which of the rows to keep, "all", "visual" or "none"; the same for every batch.
-
-        Raises:
-            CapaProbeError: columns are missing, a sample was added before, or ``rows`` is none of the three.
-        """
-        if rows not in ROWS or rows != (self._rows or rows):
-            before = f" after rows={self._rows!r}" if self._rows else ""
-            raise CapaProbeError(
-                f'rows={rows!r} was given{before}; give "all", "visual" or "none", the same for every batch.'
-            )
-        missing = [name for name in TOKEN_SCHEMA.names if name not in tokens.columns]
-        if missing:
-            raise CapaProbeError(
-                f"The token rows lack the columns {', '.join(missing)}; give all of TOKEN_SCHEMA."
-            )
-        samples = {str(sample) for sample in tokens["sample"].unique()}
-        if samples & self._seen:
-            raise CapaProbeError(
-                f"Rows of sample {min(samples & self._seen)!r} were added twice; add each sample once, as a whole."
-            )
-        self._seen |= samples
-        self._rows = rows
-
-        kept = {"all": tokens, "visual": tokens[tokens["kind"] == "visual"], "none": tokens.iloc[:0]}[rows]
-        self._waiting.append(_to_arrow(kept, TOKEN_SCHEMA))
-        self._summaries.append(_to_arrow(summarise_layers(tokens), LAYER_SCHEMA))
-        self._n_waiting += len(tokens)
-        if self._n_waiting >= self._rows_per_part:
-            self._flush()
-
-    def finish(self, manifest: Mapping[str, Any]) -> LayerProfile:
-        """Write what is left, the layers table and the manifest.
-
-        Args:
-            manifest: what the caller knows of the run (JSON values); counts and versions of the format are added.
-        """
-        self._flush()
-        full = {
-            "format_version": FORMAT_VERSION,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **manifest,
-            "rows": self._rows or "all",
-            "n_parts": len(self._parts),
-            "n_token_rows": self._n_rows,
-            "n_layer_rows": self._n_layer_rows,
-        }
-        if self._out is None:
-            tables = [part for part in self._layer_parts if isinstance(part, pa.Table)]
-            layers = pa.concat_tables(tables) if tables else LAYER_SCHEMA.empty_table()
-            return LayerProfile(full, self._parts, layers)
-        _replace(self._out / _LAYERS, self._merge_layers)
-        _write_json(self._out / _MANIFEST, full)
-        shutil.rmtree(self._out / _LAYERS_DIR)
-        (self._out / _UNFINISHED).unlink()
-        return LayerProfile(full, self._parts, self._out / _LAYERS, self._out)
-
-    def _flush(self) -> None:
-        if not self._summaries:
-            return
-        number, self._n_flushes = self._n_flushes, self._n_flushes + 1
-        tokens, summary = pa.concat_tables(self._waiting), pa.concat_tables(self._summaries)
-        self._waiting, self._summaries, self._n_waiting = [], [], 0
-        self._n_rows += len(tokens)
-        self._n_layer_rows += len(summary)
-        self._store(tokens, self._parts, _TOKENS_DIR, number)
-        self._store(summary, self._layer_parts, _LAYERS_DIR, number)
-
-    def _store(self, table: pa.Table, parts: list[Path | pa.Table], folder: str, number: int) -> None:
-        if len(table) == 0:
-            return
-        if self._out is None:
-            parts.append(table)
-            return
-        file = self._out / folder / f"part-{number:05d}.parquet"
-        _replace(file, lambda temporary: pq.write_table(table, temporary, **_layout(table.schema)))
-        parts.append(file)
-
-    def _merge_layers(self, temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, LAYER_SCHEMA, **_layout(LAYER_SCHEMA)) as writer:
-            for part in self._layer_parts:
-                writer.write_table(_read(part, None, None))
-
-
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a profile that was begun and not finished."""
-    return (Path(path) / _UNFINISHED).is_file()
+    return (Path(path) / UNFINISHED_FILE).is_file()
 
 
 def is_finished(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a finished profile (not whether it is sound; :meth:`LayerProfile.load` checks that)."""
-    return (Path(path) / _MANIFEST).is_file() and (Path(path) / _LAYERS).is_file()
-
-
-def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that a new profile must not be written to.
-
-    A missing or empty folder will do, and so will one in which a profile was begun and not finished.
-
-    Raises:
-        CapaProbeError: ``path`` is a file, holds a finished profile, or is a folder with other things in it.
-    """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise CapaProbeError(f"{path} is a file; give a folder to write the profile to.")
-    if is_finished(folder):
-        raise CapaProbeError(
-            f"{path} already holds a finished profile; give another folder or remove this one."
-        )
-    if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
-        raise CapaProbeError(f"{path} is not empty and holds no profile; give a new or empty folder.")
-
-
-def remove_profile(path: str | os.PathLike[str]) -> None:
-    """Remove the tables of a profile, finished or not, and nothing else that may lie in the folder."""
-    folder = Path(path)
-    # The manifest first: a folder that has one is complete.
-    for name in (_MANIFEST, _LAYERS, f"{_MANIFEST}.tmp", f"{_LAYERS}.tmp"):
-        (folder / name).unlink(missing_ok=True)
-    for name in (_TOKENS_DIR, _LAYERS_DIR):
-        for file in (folder / name).glob("part-*.parquet*"):
-            file.unlink()
-        if (folder / name).is_dir() and not any((folder / name).iterdir()):
-            (folder / name).rmdir()
-    (folder / _UNFINISHED).unlink(missing_ok=True)
+    return (Path(path) / MANIFEST_FILE).is_file() and (Path(path) / LAYERS_FILE).is_file()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    file = folder / _MANIFEST
+    file = folder / MANIFEST_FILE
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         format_version = int(manifest["format_version"])
@@ -466,7 +315,7 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
         raise CapaProbeError(f"{file} lacks the columns {', '.join(missing)}; profile again.")
 
 
-def _read(source: Path | pa.Table, columns: list[str] | None, where: ds.Expression | None) -> pa.Table:
+def read_table(source: Path | pa.Table, columns: list[str] | None, where: ds.Expression | None) -> pa.Table:
     try:
         return ds.dataset(source).to_table(columns=columns, filter=where)
     except (OSError, pa.ArrowException) as error:
@@ -486,33 +335,8 @@ def _to_expression(where: ds.Expression | Sequence[Any] | None) -> ds.Expression
         ) from None
 
 
-def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(
-        table[schema.names], schema=schema, preserve_index=False
-    ).replace_schema_metadata()
-
-
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(split_blocks=True)
-
-
-def _layout(schema: pa.Schema) -> dict[str, Any]:
-    """Floats split by byte and the rest dictionary-encoded: about a third smaller than the default."""
-    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
-    rest = [name for name in schema.names if name not in floats]
-    return {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": rest}
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename, so that no reader ever sees half a file."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    write(temporary)
-    temporary.replace(file)
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,8 @@ from capa_probe.cli import app
 from capa_probe.console import quiet_transformers
 from capa_probe.demo import demo_model_path
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import LayerProfile, ProfileWriter
+from capa_probe.tables import LayerProfile
+from capa_probe.writing import ProfileWriter
 from tests import processors, synthetic
 from tests.synthetic import World
 

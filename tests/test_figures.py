@@ -22,7 +22,8 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
 from capa_probe.figures.attention_contribution import MAX_POINTS, panel_layers, rank_correlation
 from capa_probe.figures.style import FAINT, ROLES, TEXT, VISUAL
-from capa_probe.tables import LayerProfile, ProfileWriter
+from capa_probe.tables import LayerProfile
+from capa_probe.writing import ProfileWriter
 from tests import synthetic
 from tests.synthetic import Planted, World
 

@@ -31,6 +31,7 @@ LAYERS = (
     "flops",
     "samples",
     "tables",
+    "writing",
     "lvlm",
     "batching",
     "probes",

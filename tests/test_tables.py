@@ -20,11 +20,9 @@ from capa_probe.tables import (
     MEASURES,
     TOKEN_SCHEMA,
     LayerProfile,
-    ProfileWriter,
-    check_output,
-    remove_profile,
     summarise_layers,
 )
+from capa_probe.writing import ProfileWriter, check_output, remove_profile
 from tests.synthetic import World, facts, profile, tokens
 
 WORLD = World(steps=2)
