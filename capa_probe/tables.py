@@ -316,6 +316,11 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
 
 
 def read_table(source: Path | pa.Table, columns: list[str] | None, where: ds.Expression | None) -> pa.Table:
+    """Rows and columns of one part, on disk or in memory.
+
+    Raises:
+        CapaProbeError: it cannot be read as asked.
+    """
     try:
         return ds.dataset(source).to_table(columns=columns, filter=where)
     except (OSError, pa.ArrowException) as error:
