@@ -142,6 +142,8 @@ def _tapped(stock_of: Callable[[nn.Module], Callable[..., Any]]) -> Callable[...
         )
         if call.pattern is not None:
             output = attend(call.pattern, value).to(output.dtype)
+            if weights is not None:  # what output_attentions=True returns
+                weights = call.pattern.to(weights.dtype)
         return output, weights
 
     return attention
