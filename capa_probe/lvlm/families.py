@@ -236,12 +236,20 @@ class InternVL(Family):
         per_tile, tiles = rows * cols, len(inputs["pixel_values"])
         expect_tokens(visual, per_tile * tiles, f"{tiles} tiles of {per_tile} visual tokens")
         row, col = square_grid(rows, cols)
+        # Every image stands between its own <img> and </img>, so an unbroken run is one image.
+        chunks = [runs(mask) for mask in visual]
+        if tilings is not None and len(tilings) != sum(map(len, chunks)):
+            tilings = None  # made for another prompt
         image = 0
-        for sample, mask in enumerate(visual):
-            # Every image stands between its own <img> and </img>, so an unbroken run is one image.
-            for index, chunk in enumerate(runs(mask)):
+        for sample, own in enumerate(chunks):
+            for index, chunk in enumerate(own):
+                if len(chunk) % per_tile:
+                    raise CapaProbeError(
+                        f"Sample {sample} of the batch holds an image of {len(chunk)} visual tokens, which is no "
+                        f"multiple of the {per_tile} of one tile; check its image placeholders."
+                    )
                 n_tiles, tiling = len(chunk) // per_tile, tilings[image] if tilings else None
-                if tiling is None or len(tiling) != n_tiles or len(chunk) % per_tile:
+                if tiling is None or len(tiling) != n_tiles:
                     nowhere = torch.full((len(chunk),), -1)
                     yield ImageSpan(sample, index, chunk, nowhere, nowhere, nowhere, None, None)
                 else:

@@ -207,9 +207,14 @@ class HookedLVLM(HookedRootModule):
 
         Returns:
             The model's output, and a dict from hook name to tensor.
+
+        Raises:
+            CapaProbeError: a name that does not exist, or a filter that matches none.
         """
         if names_filter is None or callable(names_filter):
             wanted = names_filter
+            if wanted is not None:
+                self._matching(wanted)
         else:
             names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
             for name in names:
