@@ -299,6 +299,8 @@ class TestNothingIsLeftBehind:
             lvlm.run_with_cache(**inputs, names_filter="blocks.9.hook_mlp_out")
         with pytest.raises(CapaProbeError, match="matches none"), lvlm.hooks([(lambda name: False, print)]):
             pass
+        with pytest.raises(CapaProbeError, match="matches none"):
+            lvlm.run_with_cache(**inputs, names_filter=lambda name: "resid_middle" in name)
         assert state(model) == before
 
     def test_a_users_own_hooks_stay(self) -> None:

@@ -150,6 +150,13 @@ def test_contributions_are_the_parts_of_the_attention_output_without_its_bias(ca
     assert (unattended == 0).all()
 
 
+def test_a_value_of_zero_contributes_nothing_whatever_its_attention_and_is_missed_all_the_same() -> None:
+    attention, values = torch.tensor([[[0.2, 0.7, 0.1]] * 4]), torch.randn(1, 2, 3, 5)
+    values[:, :, 1] = 0
+    assert measures.attention_contribution(attention, values, torch.randn(6, 20))[0, 1] == 0
+    assert measures.removal_effect(attention, values, torch.randn(6, 20))[0, 1] > 0.1
+
+
 # -- removal effect
 
 
@@ -192,11 +199,19 @@ def test_removal_effect_under_permutation_scale_and_shift(case: Attention, facto
     close(measures.removal_effect(attention, values + 2.0, w_o), found, rtol=1e-3, atol=1e-4)
 
 
+def test_keys_of_equal_value_are_removed_for_free() -> None:
+    values = torch.randn(1, 2, 1, 3).expand(1, 2, 6, 3)
+    attention = (5 * torch.randn(1, 4, 6)).softmax(-1)
+    assert measures.removal_effect(attention, values, torch.randn(8, 12)).max() < 1e-5
+
+
 def test_removing_the_only_key_is_undefined_and_an_unattended_one_changes_nothing() -> None:
     attention = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])
     found = measures.removal_effect(attention, torch.randn(1, 1, 2, 3), torch.randn(4, 6))
     assert torch.isnan(found[0, 0])
     assert torch.isfinite(found[0, 1])
+    alone = measures.removal_effect(torch.ones(1, 2, 1), torch.randn(1, 1, 1, 3), torch.randn(4, 6))
+    assert alone.isnan().all()
     found = measures.removal_effect(torch.tensor([[[0.5, 0.0, 0.5]]]), torch.randn(1, 1, 3, 3), torch.eye(3))
     assert found[0, 1] == 0
     assert found[0, 0] > 0

@@ -116,6 +116,8 @@ def test_hellinger(outcomes: int, dtype: torch.dtype, seed: int) -> None:
     assert ((found >= 0) & (found <= 1)).all()
     assert torch.equal(found == 0, (p == q).all(-1))
     assert torch.equal(found, measures.hellinger(q, p))
+    r = torch.full_like(p, 1 / outcomes)
+    assert (found <= measures.hellinger(p, r) + measures.hellinger(r, q) + 1e-6).all()
 
 
 def test_hellinger_of_equal_and_of_disjoint_distributions() -> None:
