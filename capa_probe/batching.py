@@ -77,7 +77,10 @@ class Batches:
             ids = [sample.id for sample in batch]
             images = [sample.open_images() for sample in batch]
             try:
-                inputs = self._lvlm.prepare(images, [sample.question for sample in batch])
+                # On the left, so that decode steps can follow; what is measured does not depend on it.
+                inputs = self._lvlm.prepare(
+                    images, [sample.question for sample in batch], padding_side="left"
+                )
             except CapaProbeError as error:
                 raise CapaProbeError(f"Sample {', '.join(ids)}: {error}") from error
             self.seen += len(ids)
@@ -90,8 +93,13 @@ class Batches:
                     f"A {type(batch).__name__} without input_ids was given among tensor dicts; give only dicts of "
                     "tensors as lvlm.prepare makes them."
                 )
+            # Labels would ask for a loss over logits that are not computed.
             inputs = LVLMInputs(
-                {k: v.to(self._lvlm.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                {
+                    name: value.to(self._lvlm.device) if isinstance(value, Tensor) else value
+                    for name, value in batch.items()
+                    if name != "labels"
+                }
             )
             inputs.tilings = getattr(batch, "tilings", None)
             n_rows = len(inputs["input_ids"])

@@ -123,6 +123,12 @@ def profile(
         str, typer.Option(help="Threshold on sink strength: a number, relative, or auto (20 where it fits).")
     ] = "auto",
     eta: Annotated[float, typer.Option(help="Threshold on the FFN cosine.")] = 0.96,
+    sink_dims: Annotated[
+        str | None,
+        typer.Option(
+            help="Dimensions for sink strength: numbers with commas between, or published. Default: all."
+        ),
+    ] = None,
 ) -> None:
     """Profile a model on your own samples: tables, figures and a summary.
 
@@ -130,6 +136,7 @@ def profile(
     """
     threshold = parse_tau(tau)
     check_eta(eta)
+    dims = parse_dims(sink_dims)
     samples = load_data(data, limit, out)
     _run(
         model,
@@ -142,6 +149,7 @@ def profile(
         steps=steps,
         batch_size=batch_size,
         rows=rows,
+        sink_dims=dims,
         probes=probes if probes in ("default", "all") else [name.strip() for name in probes.split(",")],
     )
 
@@ -180,6 +188,18 @@ def parse_tau(text: str) -> float | str:
     if not 0 < number < float("inf"):
         raise CapaProbeError(f"--tau {text} was given; give a positive number, relative or auto.")
     return number
+
+
+def parse_dims(text: str | None) -> list[int] | str | None:
+    """``--sink-dims``: "published", or whole numbers with commas between."""
+    if text is None or text == "published":
+        return text
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise CapaProbeError(
+            f"--sink-dims {text} was given; give published, or dimensions with commas between, such as 1415,2533."
+        )
+    return [int(number) for number in numbers]
 
 
 def check_eta(eta: float) -> None:

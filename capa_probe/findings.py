@@ -150,6 +150,10 @@ def find(prof: LayerProfile, tau: float | str = "auto", eta: float = 0.96) -> Fi
                 f"In every redundant layer the text tokens' cosine is above eta = {eta:g} too, so that these "
                 "layers say nothing particular about visual tokens."
             )
+        if layers["redundant"].all():
+            remarks.append(
+                f"Every layer is above eta = {eta:g} for visual tokens: the threshold does not tell layers apart here."
+            )
         if layers["n_samples"].iloc[0] == 1:
             remarks.append("A single sample gives no intervals.")
     if sinks is None and layers is None:

@@ -51,6 +51,12 @@ def run(
     with status(f"loading {model}"), quiet_transformers():
         lvlm = HookedLVLM.from_pretrained(model, device_map=device_map(device), **load or {})
     choose_tau(tau, lvlm.d_model)  # now, not after the long part
+    if settings.get("sink_dims") == "published":
+        settings["sink_dims"] = lvlm.family.sink_dims(lvlm.model)
+        if settings["sink_dims"] is None:
+            raise CapaProbeError(
+                f"No sink dimensions are published for {model}; leave --sink-dims out to measure them."
+            )
     prof = None
     try:
         with quiet_transformers():

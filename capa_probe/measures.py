@@ -110,7 +110,8 @@ def removal_effect(
         project: as in :func:`attention_contribution`.
 
     Returns:
-        (batch, key) norms, float32; NaN where a head sees no other key, since nothing is left to renormalise.
+        (batch, key) norms, float32; NaN where all other keys of a head have probability 0 (none is visible, or float32
+        has no smaller number), since nothing is left to renormalise.
     """
     batch, heads, keys = attention.shape
     kv_heads = values.shape[1]
@@ -233,7 +234,7 @@ def resolve_tau(tau: float | str, d_model: int) -> float:
         return RELATIVE_TAU * bound
     if isinstance(tau, (str, bool)) or not tau > 0:
         raise CapaProbeError(f'tau={tau!r} was given; give a positive number or "relative".')
-    if tau > bound:
+    if tau >= bound:
         raise CapaProbeError(
             f"tau={tau:g} can never be reached by a model of width {d_model}, since sink strength is at most "
             f'sqrt({d_model}) = {bound:.4g}; use tau="relative" ({RELATIVE_TAU:g} * sqrt(d_model) = '

@@ -124,7 +124,8 @@ def run(
         # The model's own generation settings (stop tokens, penalties), made greedy.
         config = copy.deepcopy(lvlm.model.generation_config)
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        config.update(**greedy, max_length=None, max_new_tokens=steps + 1, use_cache=True)
+        plain = {"return_dict_in_generate": False, "num_return_sequences": 1}
+        config.update(**greedy, **plain, max_length=None, max_new_tokens=steps + 1, use_cache=True)
         watch = _NaNWatch()
         processors = LogitsProcessorList([watch])
         generated: Tensor = lvlm.model.generate(

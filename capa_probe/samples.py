@@ -231,10 +231,10 @@ def _to_sample(record: Any, folder: Path) -> Sample:
 
 def _open_rgb(source: ImageSource, sample_id: str) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return to_rgb(source)
     try:
         with Image.open(source) as image:
-            return _to_rgb(image)
+            return to_rgb(image)
     except FileNotFoundError:
         raise CapaProbeError(f"image {source} of sample {sample_id!r} does not exist.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -243,7 +243,8 @@ def _open_rgb(source: ImageSource, sample_id: str) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A copy in RGB: upright as its EXIF data say, transparency laid on white, 16-bit grey as 8-bit."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255, which is nearly all white.

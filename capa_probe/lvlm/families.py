@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -171,9 +172,7 @@ class Qwen25VL(Family):
     ) -> Iterator[ImageSpan]:
         """The grids of ``image_grid_thw`` after merging, image after image."""
         if "mm_token_type_ids" not in inputs:
-            logger.warning(
-                "Qwen2.5-VL tensors without mm_token_type_ids: transformers then uses plain 1-D positions, not M-RoPE."
-            )
+            _warn_of_plain_positions()
         if "image_grid_thw" not in inputs:
             raise CapaProbeError(
                 "Qwen2.5-VL inputs with pixel_values but without image_grid_thw were given; pass the processor's "
@@ -296,6 +295,13 @@ class InternVL(Family):
 
 #: Every supported family, by ``config.model_type``.
 FAMILIES: dict[str, Family] = {family.name: family for family in (Llava(), Qwen25VL(), InternVL())}
+
+
+@cache
+def _warn_of_plain_positions() -> None:
+    logger.warning(
+        "Qwen2.5-VL tensors without mm_token_type_ids: transformers then uses plain 1-D positions, not M-RoPE."
+    )
 
 
 def family_of(config: PreTrainedConfig, given: str = "The model") -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import warnings
@@ -62,6 +63,11 @@ class HookedLVLM(HookedRootModule):
                 "HookedLVLM.from_pretrained."
             )
         family = family_of(model.config)
+        if not hasattr(model, "lm_head"):
+            raise CapaProbeError(
+                f"A {type(model).__name__} was given, which has no language-model head; give the "
+                f"{family.architecture} around it."
+            )
         text_model = family.text_model(model)
         check_backend(text_model)
         # Kept out of the module tree: TransformerLens writes a name on every submodule, and the model is not ours.
@@ -178,25 +184,22 @@ class HookedLVLM(HookedRootModule):
             reset_hooks_end: take the hooks off at the end of the block.
             clear_contexts: empty the hook points' ``ctx`` then, too.
 
+        A hook that has not fired by the end of the block is named in a warning. ``run_with_hooks`` is this around one
+        forward.
+
         Raises:
             CapaProbeError: a name that does not exist, or a filter that matches none.
         """
         fwd, bwd = list(fwd_hooks), list(bwd_hooks)
-        for name, _ in (*fwd, *bwd):
+        for name, _ in bwd:
             self._matching(name)
-        with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
-            yield self
-
-    def run_with_hooks(self, *args: Any, fwd_hooks: Iterable[Hook] = (), **kwargs: Any) -> Any:
-        """One forward with hooks; warns of a hook that never fired. Arguments as in TransformerLens."""
-        fwd = list(fwd_hooks)
         points = {point for name, _ in fwd for point in self._matching(name)}
         before = {point: self.hook_dict[point].fired for point in points}
-        out = super().run_with_hooks(*args, fwd_hooks=fwd, **kwargs)
+        with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+            yield self
         silent = sorted(point for point in points if self.hook_dict[point].fired == before[point])
         if silent:
-            warnings.warn(f"Hooks that never fired in this forward: {', '.join(silent)}.", stacklevel=2)
-        return out
+            warnings.warn(f"Hooks that never fired: {', '.join(silent)}.", stacklevel=3)
 
     def run_with_cache(
         self, *args: Any, names_filter: NameFilter | Sequence[str] | None = None, **kwargs: Any
@@ -217,6 +220,10 @@ class HookedLVLM(HookedRootModule):
                 self._matching(wanted)
         else:
             names = {names_filter} if isinstance(names_filter, str) else set(names_filter)
+            if not names:
+                raise CapaProbeError(
+                    "names_filter=[] was given; give at least one name, or None for all hook points."
+                )
             for name in names:
                 self._matching(name)
             wanted = names.__contains__
@@ -248,6 +255,25 @@ class HookedLVLM(HookedRootModule):
         """Move or cast the wrapped model, as ``torch.nn.Module.to``."""
         self.model.to(*args, **kwargs)
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HookedLVLM:
+        self.model._apply(fn, recurse)  # what .cuda(), .half(), .double() and the like do
+        return self
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The wrapped model's parameters, by its own names; so ``parameters()`` and ``requires_grad_()`` as well."""
+        yield from self.model.named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The wrapped model's state."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load into the wrapped model."""
+        return self.model.load_state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HookedLVLM:
+        return HookedLVLM(copy.deepcopy(self.model, memo), self.processor)
 
     def train(self, mode: bool = True) -> HookedLVLM:
         """Set the wrapped model's training mode."""

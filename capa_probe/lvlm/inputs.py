@@ -10,6 +10,7 @@ from transformers import BatchFeature, PreTrainedModel
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.families import Family, Tiling
 from capa_probe.lvlm.spans import TokenSpans
+from capa_probe.samples import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,6 +95,11 @@ def find_spans(model: PreTrainedModel, family: Family, inputs: Mapping[str, Any]
             "Inputs without input_ids were given; pass input_ids, since image placeholders are found in them."
         )
     mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise CapaProbeError(
+            f"An attention_mask of shape {tuple(mask.shape)} was given with input_ids of shape {tuple(ids.shape)}; "
+            "give one of the same shape, 1 at tokens and 0 at padding."
+        )
     padding = ids.new_zeros(ids.shape).bool() if mask is None else mask == 0
     if padding.all(dim=1).any():
         raise CapaProbeError("A sample that is all padding was given; every row needs at least one token.")
@@ -148,7 +154,7 @@ def _as_list(images: Any) -> list[Image]:
 
 def _to_rgb(image: Image) -> Image:
     try:
-        return image.convert("RGB")
+        return to_rgb(image)
     except OSError as error:  # Pillow reads a file only when it is needed
         name = getattr(image, "filename", "") or f"of size {image.size}"
         raise CapaProbeError(f"The image {name} cannot be read ({error}); give one that opens.") from error

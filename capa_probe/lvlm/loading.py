@@ -12,6 +12,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.families import FAMILIES, family_of
 
+#: Where and how files are found: for the config, the model and the processor alike.
+HUB_OPTIONS = ("token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+
 
 def load(
     name_or_path: str | os.PathLike[str],
@@ -25,6 +28,11 @@ def load(
     Raises:
         CapaProbeError: there is no such checkpoint, it needs remote code, or its family is not supported.
     """
+    if "config" in hf_kwargs:
+        raise CapaProbeError(
+            "config= was given to from_pretrained; load the model with transformers and give it to HookedLVLM instead."
+        )
+    hub = {name: hf_kwargs.pop(name) for name in HUB_OPTIONS if name in hf_kwargs} | {"revision": revision}
     if hf_kwargs.pop("trust_remote_code", False):
         raise CapaProbeError(
             "trust_remote_code=True was given, but code from a checkpoint is never executed; use a checkpoint in "
@@ -37,12 +45,12 @@ def load(
         raise CapaProbeError(
             f"The model folder {name} does not exist; give an existing one or a name on the Hugging Face hub."
         )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+    if Path(name).is_dir() and not (Path(name) / hub.get("subfolder", "") / "config.json").is_file():
         raise CapaProbeError(
             f"The folder {name} holds no config.json; give the folder of a Hugging Face checkpoint."
         )
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except OSError as error:
         if Path(name).is_dir():
             raise CapaProbeError(f"The config of {name} cannot be read: {_first_line(error)}") from error
@@ -62,11 +70,11 @@ def load(
             config=config,
             dtype=dtype,
             device_map=device_map,
-            revision=revision,
             trust_remote_code=False,
+            **hub,
             **hf_kwargs,
         )
-        processor = AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise CapaProbeError(f"The checkpoint {name} could not be loaded: {_first_line(error)}") from error
     return model.eval(), processor

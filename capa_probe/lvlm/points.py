@@ -50,10 +50,19 @@ class LazyHookPoint(HookPoint):
             self._detach = None
 
     def fire(self, x: Tensor) -> Tensor:
-        """Pass a tensor through the hooks; what they return replaces it."""
+        """Pass a tensor through the hooks; what they return replaces it, in the activation's own dtype.
+
+        Raises:
+            CapaProbeError: a hook returned something of another shape.
+        """
         self.fired += 1
         out: Tensor = self(x)
-        return out
+        if out.shape != x.shape:
+            raise CapaProbeError(
+                f"A hook on {self.name} returned a tensor of shape {tuple(out.shape)} for an activation of shape "
+                f"{tuple(x.shape)}; return one of the same shape, or None to leave it as it is."
+            )
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 class Block(nn.Module):
@@ -127,7 +136,7 @@ class LayerTap:
             pattern = call.probabilities()
             edit = _Edit(pattern)
             new = self.pattern.fire(pattern)
-            if edit.made(new):
+            if edit.made(new) or new is not pattern:  # a backward hook too needs z to come from this tensor
                 call = replace(call, pattern=new)
         for observer in tuple(self._observers):
             observer(call)
@@ -169,8 +178,8 @@ class _Edit:
         self._copy = x.clone() if x.is_inference() else None
 
     def made(self, after: Tensor) -> bool:
-        if after is not self._before:
-            return True
+        if after.data_ptr() != self._before.data_ptr() or after.stride() != self._before.stride():
+            return True  # (a backward hook hands on an alias of the same data, which is no edit)
         if self._copy is not None:
             return not after.equal(self._copy)
         return after._version != self._version
@@ -218,7 +227,9 @@ def at_residual(norm: nn.Module) -> Attach:
 
     def attach(point: LazyHookPoint) -> Detach:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            new = point.fire(args[0])
+            # With several hooks, one may keep what another then replaces: they work on a copy.
+            x = args[0].clone() if len(point.fwd_hooks) > 1 else args[0]
+            new = point.fire(x)
             if new is not args[0]:
                 args[0].copy_(new)
 

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import TokenSpans
+from capa_probe.probes import PROBES, AttentionProbe
 from capa_probe.probes.recorder import Recorder
 from capa_probe.tables import TOKEN_SCHEMA
 
 #: Say where a row is; the columns after them are measured.
 PLACE_COLUMNS = ("sample", "step", "layer", "position", "kind", "image", "tile", "row", "col")
-#: Filled for every key; at decode steps the other columns exist for the query's own row only.
-KEY_COLUMNS = frozenset({"attention", "attention_text", "contribution", "removal_effect", "value_norm"})
 #: May be NaN: without an image, without another key, with fewer sink dimensions than columns.
 MAY_BE_NAN = frozenset(
     {"attention_text", "removal_effect", "sink_strength_2", "sink_strength_3", "sink_strength_4"}
@@ -65,6 +64,13 @@ def token_table(
     )
 
 
+def _key_columns() -> set[str]:
+    """Filled for every key; at decode steps the other columns exist for the query's own row only."""
+    return {
+        column for probe in PROBES.values() if issubclass(probe, AttentionProbe) for column in probe.columns
+    }
+
+
 def _place(
     sample_id: str, sample: int, step: int, at: NDArray[Any], places: dict[str, NDArray[Any]], n_layers: int
 ) -> dict[str, NDArray[Any]]:
@@ -100,7 +106,7 @@ def _values(
         return values
     if step == 0:
         values[:] = array[:, sample, at]
-    elif name in KEY_COLUMNS:
+    elif name in _key_columns():
         values[:] = array[:, sample, np.concatenate([at, np.arange(prompt_length, prompt_length + step)])]
     else:
         values[:, -1] = array[:, sample, 0]
@@ -111,7 +117,7 @@ def _check_finite(columns: dict[str, NDArray[Any]], step: int, sample_id: str) -
     """Raise for the first layer, and in it the first column, that holds a value that is not finite."""
     broken = []
     for name, values in columns.items():
-        known = values if step == 0 or name in KEY_COLUMNS else values[:, -1:]
+        known = values if step == 0 or name in _key_columns() else values[:, -1:]
         broken += [(int(layer), name) for layer in np.flatnonzero(~np.isfinite(known).all(axis=1))[:1]]
     if broken:
         layer, name = min(broken, key=lambda found: found[0])
