@@ -48,10 +48,10 @@ def test_readme_sample_line_is_a_sample(tmp_path: Path) -> None:
     assert sample.answers == ("a cat",)
 
 
-def test_probes_in_the_docs_are_probes() -> None:
+def test_probes_in_the_docs_are_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from capa_probe.probes import AttentionProbe, ResidualProbe
+    from capa_probe.probes import PROBES, AttentionProbe, ResidualProbe, token_table
 
     namespace: dict[str, Any] = {"AttentionProbe": AttentionProbe, "ResidualProbe": ResidualProbe}
     for block in blocks(ROOT / "docs" / "extending.md", "python"):
@@ -59,6 +59,11 @@ def test_probes_in_the_docs_are_probes() -> None:
     row = torch.rand(2, 3, 5)
     received = namespace["Received"]().measure(None, row, None)
     torch.testing.assert_close(received["attention_max"], row.max(dim=1).values)
+    # At decode steps the token table must know which columns are filled for every key.
+    monkeypatch.setitem(PROBES, "attention_max", namespace["Received"])
+    monkeypatch.setitem(PROBES, "resid_max", namespace["ResidMax"])
+    assert "attention_max" in token_table._key_columns()
+    assert "resid_max" not in token_table._key_columns()
     x = torch.randn(2, 5, 7)
     largest = namespace["ResidMax"]().measure({"hook_resid_pre": x}, None)
     torch.testing.assert_close(largest["resid_max"], x.abs().max(dim=-1).values)

@@ -206,3 +206,14 @@ def test_a_model_object_of_the_wrong_kind() -> None:
         cp.HookedLVLM("llava-hf/llava-1.5-7b-hf")
     with pytest.raises(CapaProbeError, match=r"is of type llama; supported are llava"):
         cp.HookedLVLM(LlamaForCausalLM(LlamaConfig(**tiny.TEXT)))
+
+
+def test_options_of_the_hub_reach_config_model_and_processor(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints["llava"], tmp_path / "sub")
+    lvlm = cp.HookedLVLM.from_pretrained(tmp_path, subfolder="sub", local_files_only=True)
+    assert lvlm.family.name == "llava"
+    assert lvlm.processor is not None
+    refused(tmp_path, "holds no config.json")
+    refused(checkpoints["llava"], r"config= was given", config=LlavaConfig())

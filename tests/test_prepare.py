@@ -347,3 +347,21 @@ def test_what_a_processor_refuses_is_told_in_one_sentence() -> None:
     with pytest.raises(CapaProbeError, match="LlavaProcessor refused") as error:
         wrap("llava").prepare(processors.image(16, 16), "what is it?", return_tensors="np")
     one_sentence(error)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "turned"])
+def test_an_image_and_a_sample_of_it_give_the_same_pixels(mode: str, tmp_path: Path) -> None:
+    file, rng = tmp_path / "image.png", np.random.default_rng(0)
+    if mode == "I;16":
+        Image.fromarray(rng.integers(0, 2**16, (20, 30), dtype=np.uint16)).save(file)
+    elif mode == "RGBA":
+        Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8)).save(file)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file, exif=exif)
+    lvlm = cp.HookedLVLM(tiny.shared("llava"), processors.shared("llava"))
+    with Image.open(file) as image:
+        given = lvlm.prepare(image, "what is it?")["pixel_values"]
+    sample = lvlm.prepare(cp.Sample("a", file, "what is it?").open_images(), "what is it?")["pixel_values"]
+    assert torch.equal(given, sample)

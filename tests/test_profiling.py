@@ -497,3 +497,18 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     refused("is not empty and holds no profile", wrap(), samples_of(1), out=tmp_path)
     refused("is a file", wrap(), samples_of(1), out=tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@FAMILIES
+def test_decode_steps_follow_whichever_side_the_tokenizer_pads_on(family: str) -> None:
+    processor = processors.build(family)
+    processor.tokenizer.padding_side = "right"
+    other = run(cp.HookedLVLM(tiny.shared(family), processor), samples_of(), steps=1, batch_size=4)
+    same(other.tokens, run(wrap(family), samples_of(), steps=1, batch_size=4).tokens)
+
+
+def test_labels_and_generation_settings_do_not_matter() -> None:
+    model, inputs = tiny.build("llava"), tiny.inputs("llava")
+    plain = run(cp.HookedLVLM(model), [inputs], steps=1).tokens
+    model.generation_config.return_dict_in_generate = True
+    same(run(cp.HookedLVLM(model), [inputs | {"labels": inputs["input_ids"]}], steps=1).tokens, plain)

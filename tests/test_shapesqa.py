@@ -175,6 +175,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
         demo_data_path("train")
 
 
+def test_an_installed_package_finds_its_own_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capa_probe.demo.locate._CHECKOUT", tmp_path / "nowhere")
+    monkeypatch.setattr("capa_probe.demo.locate._INSTALLED", tmp_path / "_data")
+    with pytest.raises(CapaProbeError, match="shapesqa/test lies neither in .*nowhere nor in .*_data"):
+        demo_data_path()
+    write_folder("test", tmp_path / "_data" / "shapesqa" / "test", 1)
+    assert demo_data_path() == tmp_path / "_data" / "shapesqa" / "test"
+
+
 def test_a_small_folder(tmp_path: Path) -> None:
     assert write_folder("validation", tmp_path, 7) == 21
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
