@@ -91,7 +91,7 @@ class CellSymbols(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(n, D_MODEL) for n in CELL_FIELDS.values())
         for table in self.tables:
-            nn.init.normal_(table.weight, std=0.4)
+            nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(batch, field, cell) to (batch, cell, d_model)."""

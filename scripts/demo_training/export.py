@@ -47,6 +47,8 @@ def export(
         bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
     )
     model.cpu().save_pretrained(temporary)
+    for file in temporary.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
     processor.save_pretrained(temporary)
     _draw_curve(log, temporary / CURVE)
     (temporary / "README.md").write_text(model_card(log, facts), encoding="utf-8")

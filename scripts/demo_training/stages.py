@@ -29,7 +29,7 @@ SCHEDULES = {
     "tower": Schedule(steps=900, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
     "symbols": Schedule(steps=1500, muon=0.004, adamw=1.5e-3),
     "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
-    "joint": Schedule(steps=800, muon=0.003, adamw=1e-3),
+    "joint": Schedule(steps=600, muon=0.003, adamw=1e-3),
 }
 SCENES_PER_STEP = {"tower": 64, "symbols": 16, "projector": 64, "joint": 16}
 
