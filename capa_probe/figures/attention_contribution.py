@@ -177,9 +177,12 @@ def _subtitle(tokens: pd.DataFrame, sinks: pd.DataFrame) -> str:
 
 
 def _legend(figure: Figure, tokens: pd.DataFrame, top: float) -> None:
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=FAINT, markersize=4, label="other visual token")
-    ]
+    plain = (
+        "other visual token"
+        if tokens["role"].isin(["anchor", "dump", "undetermined"]).any()
+        else "visual token"
+    )
+    handles = [Line2D([], [], marker="o", linestyle="", color=FAINT, markersize=4, label=plain)]
     for role in ("anchor", "dump", "undetermined"):
         if (tokens["role"] == role).any():
             colour, marker = ROLES[role]
