@@ -136,6 +136,18 @@ class TestProfile:
         finally:
             logging.set_verbosity(before)
 
+    def test_sink_dimensions(self, model: Path, data: Path, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        result = invoke("profile", model, data, "--out", out, "--limit", "2", "--sink-dims", "3, 17")
+        assert result.exit_code == 0, result.output
+        loaded = LayerProfile.load(out)
+        assert loaded.manifest["sink_dims"] == [3, 17]
+        assert set(loaded.tokens["sink_dim"]) <= {3, 17}
+        line = refused(invoke("profile", model, data, "--out", tmp_path / "b", "--sink-dims", "3;x"))
+        assert "--sink-dims 3;x was given" in line
+        line = refused(invoke("profile", model, data, "--out", tmp_path / "c", "--sink-dims", "published"))
+        assert "No sink dimensions are published" in line
+
     def test_options_reach_the_profile(self, model: Path, data: Path, tmp_path: Path) -> None:
         out = tmp_path / "run"
         args = ("--limit", "1", "--steps", "2", "--probes", "ffn_cosine, attention", "--device", "cpu")
