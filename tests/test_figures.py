@@ -307,3 +307,9 @@ def test_regenerate_draws_what_the_run_drew(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_notebook_shows_a_figure_as_an_image() -> None:
+    """Without pyplot, a plain matplotlib figure would show as its name only."""
+    layers = redundant_layers(synthetic.profile(synthetic.World()))
+    assert ffn_cosine(layers)._repr_png_().startswith(b"\x89PNG")

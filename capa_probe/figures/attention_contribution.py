@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import FAINT, QUIET, ROLE_NAMES, ROLES, count, headline, styled
+from capa_probe.figures.style import FAINT, QUIET, ROLE_NAMES, ROLES, NotebookFigure, count, headline, styled
 
 COLUMNS = ("sample", "layer", "position", "kind", "attention", "contribution")
 MAX_PANELS, MAX_COLUMNS = 8, 4
@@ -65,7 +65,9 @@ def attention_contribution(
 
     n_rows = math.ceil(len(shown) / MAX_COLUMNS)
     columns = math.ceil(len(shown) / n_rows)
-    figure = Figure(figsize=(max(2.55 * columns + 0.9, 7.8), (2.9 if n_rows == 1 else 2.5) * n_rows + 1.75))
+    figure = NotebookFigure(
+        figsize=(max(2.55 * columns + 0.9, 7.8), (2.9 if n_rows == 1 else 2.5) * n_rows + 1.75)
+    )
     grid = figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, layer in zip(grid.flat, shown, strict=False):
         _panel(axes, int(layer), tokens[tokens["layer"] == layer], floors)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from capa_probe.analysis import layer_ranges
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import FAINT, INK, TEXT, VISUAL, count, headline, styled
+from capa_probe.figures.style import FAINT, INK, TEXT, VISUAL, NotebookFigure, count, headline, styled
 
 COLUMNS = (
     "layer",
@@ -50,7 +50,7 @@ def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
     table = layers_table.sort_values("layer")
     layers = table["layer"].to_numpy()
 
-    figure = Figure(figsize=(max(7.8, min(0.3 * len(table) + 2, 12.0)), 4.5))
+    figure = NotebookFigure(figsize=(max(7.8, min(0.3 * len(table) + 2, 12.0)), 4.5))
     axes = figure.add_subplot()
     axes.set_yscale("function", functions=(_nines, _from_nines))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable
 from functools import wraps
@@ -62,6 +63,15 @@ _SETTINGS: dict[str, Any] = {
     "savefig.facecolor": "white",
     "pdf.fonttype": 42,  # text stays text
 }
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows as an image, whether or not pyplot has been imported there."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png", dpi=100)
+        return image.getvalue()
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
