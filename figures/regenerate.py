@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from capa_probe.cli import check_eta, one_line_errors, parse_tau
+from capa_probe.cli.one_line import one_line_errors
+from capa_probe.cli.options import check_eta, parse_tau
 from capa_probe.figures import save
 from capa_probe.findings import draw, find, read_thresholds
 from capa_probe.tables import LayerProfile
