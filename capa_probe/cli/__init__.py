@@ -1,0 +1,8 @@
+"""``capa-probe``, one file per command. Heavy packages load once the arguments are known to be good."""
+
+from __future__ import annotations
+
+from capa_probe.cli import demo, profile
+from capa_probe.cli.app import app, main
+
+__all__ = ["app", "demo", "main", "profile"]

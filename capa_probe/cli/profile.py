@@ -1,0 +1,90 @@
+"""``capa-probe profile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from capa_probe.cli.app import app
+from capa_probe.cli.options import Limit, check_eta, parse_dims, parse_tau
+
+if TYPE_CHECKING:
+    from capa_probe.samples import Sample
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with samples.jsonl and images.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="New folder for tables and figures.")],
+    limit: Limit = None,
+    steps: Annotated[int, typer.Option(min=0, help="Decode steps to follow after prefill.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 1,
+    rows: Annotated[
+        Literal["all", "visual", "none"] | None,
+        typer.Option(help="Token rows to keep.  [default: all; visual with --steps]", show_default=False),
+    ] = None,
+    probes: Annotated[
+        str, typer.Option(help="default (all but removal_effect), all, or names with commas between.")
+    ] = "default",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: the checkpoint's own.")
+    ] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    tau: Annotated[
+        str, typer.Option(help="Threshold on sink strength: a number, relative, or auto (20 where it fits).")
+    ] = "auto",
+    eta: Annotated[float, typer.Option(help="Threshold on the FFN cosine.")] = 0.96,
+    sink_dims: Annotated[
+        str | None,
+        typer.Option(
+            help="Dimensions for sink strength: numbers with commas between, or published. Default: all."
+        ),
+    ] = None,
+) -> None:
+    """Profile a model on your own samples: tables, figures and a summary.
+
+    Example: `capa-probe profile llava-hf/llava-1.5-7b-hf DATA --out runs/llava --limit 200`
+    """
+    threshold = parse_tau(tau)
+    check_eta(eta)
+    dims = parse_dims(sink_dims)
+    samples = load_data(data, limit, out)
+    start(
+        model,
+        samples,
+        out,
+        tau=threshold,
+        eta=eta,
+        device=device,
+        load={"dtype": dtype, "revision": revision},
+        steps=steps,
+        batch_size=batch_size,
+        rows=rows,
+        sink_dims=dims,
+        probes=probes if probes in ("default", "all") else [name.strip() for name in probes.split(",")],
+    )
+
+
+def load_data(folder: Path, limit: int | None, out: Path) -> list[Sample]:
+    """The samples of a data folder, and a look at where the profile goes: both take no time, and come first."""
+    from capa_probe.samples import load_samples
+    from capa_probe.writing import check_output
+
+    samples = load_samples(folder, limit)
+    check_output(out)
+    return samples
+
+
+def start(*args: Any, **kwargs: Any) -> None:
+    """The job itself (:func:`capa_probe.jobs.run`)."""
+    from capa_probe.console import status
+
+    with status("starting"):  # importing PyTorch and transformers takes seconds
+        from capa_probe.jobs import run
+    run(*args, **kwargs)
