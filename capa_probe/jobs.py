@@ -13,9 +13,9 @@ from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
+from capa_probe.run_folder import remove_profile
 from capa_probe.samples import Sample
 from capa_probe.tables import LayerProfile, is_finished
-from capa_probe.writing import remove_profile
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
 _PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json")

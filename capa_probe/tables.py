@@ -188,7 +188,7 @@ class LayerProfile:
                 else f"holds no profile ({MANIFEST_FILE} is missing); give the folder that a profile was written to"
             )
             raise CapaProbeError(f"{path} {why}.")
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         parts = sorted((folder / TOKENS_FOLDER).glob("part-*.parquet"))
         if len(parts) != manifest["n_parts"]:
             raise CapaProbeError(
@@ -288,7 +288,12 @@ def is_finished(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MANIFEST_FILE).is_file() and (Path(path) / LAYERS_FILE).is_file()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished profile.
+
+    Raises:
+        CapaProbeError: it cannot be read, or a newer version wrote it.
+    """
     file = folder / MANIFEST_FILE
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
@@ -297,12 +302,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CapaProbeError(
             f"{file} is not the manifest of a profile; give the folder that a profile was written to."
         ) from None
+    check_format(folder, format_version)
+    return dict(manifest)
+
+
+def check_format(folder: Path, format_version: int) -> None:
+    """Refuse a profile that a newer version wrote.
+
+    Raises:
+        CapaProbeError: it was.
+    """
     if format_version > FORMAT_VERSION:
         raise CapaProbeError(
             f"{folder} was written by a newer capa_probe (format {format_version}, this one reads up to "
             f"{FORMAT_VERSION}); upgrade with pip install -U capa-probe."
         )
-    return dict(manifest)
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:

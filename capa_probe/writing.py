@@ -1,15 +1,13 @@
 """Writes a profile while a model runs: parts, then the layers table, then the manifest.
 
-Every file is written under a temporary name and renamed; ``manifest.json`` comes last, so a folder that has it is
-complete.
+Every file is written under a temporary name and renamed. A part counts once the summary of its samples lies in
+``layers/`` too; ``manifest.json`` comes last, so a folder that has it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.files import replace, write_json
+from capa_probe.run_folder import LAYERS_FOLDER, begin, check_output, tidy
 from capa_probe.tables import (
     FORMAT_VERSION,
     LAYER_SCHEMA,
@@ -27,17 +27,16 @@ from capa_probe.tables import (
     ROWS,
     TOKEN_SCHEMA,
     TOKENS_FOLDER,
-    UNFINISHED_FILE,
     LayerProfile,
     is_finished,
-    is_unfinished,
     read_table,
     summarise_layers,
 )
 
 #: Batches are gathered into parts of about this many rows (some 20 MB in memory).
 ROWS_PER_PART = 2**17
-_LAYERS_FOLDER = "layers"
+#: In the metadata of a part's summary: what the caller said of its progress, and the size of the part.
+_PROGRESS = b"capa_probe"
 
 
 class ProfileWriter:
@@ -46,12 +45,19 @@ class ProfileWriter:
     Args:
         out: the folder to write to; None keeps the tables in memory.
         rows_per_part: batches are gathered until a part has at least so many rows.
+        resume: go on after the finished parts in ``out`` (see :func:`capa_probe.run_folder.begin`).
+
+    Attributes:
+        progress: what was given to :meth:`add` with the last batch of the last finished part; None before the first.
 
     Raises:
-        CapaProbeError: ``out`` cannot be written to (see :func:`check_output`).
+        CapaProbeError: ``out`` cannot be written to (see :func:`capa_probe.run_folder.check_output`), or holds a
+            finished profile.
     """
 
-    def __init__(self, out: Path | None = None, rows_per_part: int = ROWS_PER_PART) -> None:
+    def __init__(
+        self, out: Path | None = None, rows_per_part: int = ROWS_PER_PART, resume: bool = False
+    ) -> None:
         self._out, self._rows_per_part = out, rows_per_part
         self._waiting: list[pa.Table] = []
         self._summaries: list[pa.Table] = []
@@ -60,19 +66,27 @@ class ProfileWriter:
         self._layer_parts: list[Path | pa.Table] = []
         self._rows: str | None = None
         self._seen: set[str] = set()
-        if out is not None:
+        self.progress: dict[str, Any] | None = None
+        self._latest: Mapping[str, Any] | None = None
+        if out is None:
+            return
+        if resume:
+            self._resume(out)
+        else:
             check_output(out)
-            remove_profile(out)  # what an interrupted run left
-            (out / TOKENS_FOLDER).mkdir(parents=True)
-            (out / _LAYERS_FOLDER).mkdir()
-            _write_json(out / UNFINISHED_FILE, {"format_version": FORMAT_VERSION})
+            if is_finished(out):
+                raise CapaProbeError(
+                    f"{out} already holds a finished profile; give another folder or remove this one."
+                )
+            begin(out, {}, overwrite=True)
 
-    def add(self, tokens: pd.DataFrame, rows: str = "all") -> None:
+    def add(self, tokens: pd.DataFrame, rows: str = "all", progress: Mapping[str, Any] | None = None) -> None:
         """Take the rows of one batch: every token of every sample in it.
 
         Args:
             tokens: columns as in ``TOKEN_SCHEMA``.
             rows: which of the rows to keep, "all", "visual" or "none"; the same for every batch.
+            progress: what a resumed run must know to go on after this batch (JSON values).
 
         Raises:
             CapaProbeError: columns are missing, a sample was added before, or ``rows`` is none of the three.
@@ -93,7 +107,7 @@ class ProfileWriter:
                 f"Rows of sample {min(samples & self._seen)!r} were added twice; add each sample once, as a whole."
             )
         self._seen |= samples
-        self._rows = rows
+        self._rows, self._latest = rows, progress
 
         kept = {"all": tokens, "visual": tokens[tokens["kind"] == "visual"], "none": tokens.iloc[:0]}[rows]
         self._waiting.append(_to_arrow(kept, TOKEN_SCHEMA))
@@ -120,12 +134,13 @@ class ProfileWriter:
         }
         if self._out is None:
             tables = [part for part in self._layer_parts if isinstance(part, pa.Table)]
-            layers = pa.concat_tables(tables) if tables else LAYER_SCHEMA.empty_table()
+            layers = (
+                pa.concat_tables(tables).replace_schema_metadata() if tables else LAYER_SCHEMA.empty_table()
+            )
             return LayerProfile(full, self._parts, layers)
-        _replace(self._out / LAYERS_FILE, self._merge_layers)
-        _write_json(self._out / MANIFEST_FILE, full)
-        shutil.rmtree(self._out / _LAYERS_FOLDER)
-        (self._out / UNFINISHED_FILE).unlink()
+        replace(self._out / LAYERS_FILE, self._merge_layers)
+        write_json(self._out / MANIFEST_FILE, full)
+        tidy(self._out)
         return LayerProfile(full, self._parts, self._out / LAYERS_FILE, self._out)
 
     def _flush(self) -> None:
@@ -137,7 +152,10 @@ class ProfileWriter:
         self._n_rows += len(tokens)
         self._n_layer_rows += len(summary)
         self._store(tokens, self._parts, TOKENS_FOLDER, number)
-        self._store(summary, self._layer_parts, _LAYERS_FOLDER, number)
+        self.progress = None if self._latest is None else dict(self._latest)
+        known = {"progress": self.progress, "n_rows": len(tokens), "rows": self._rows}
+        summary = summary.replace_schema_metadata({_PROGRESS: json.dumps(known).encode()})
+        self._store(summary, self._layer_parts, LAYERS_FOLDER, number)
 
     def _store(self, table: pa.Table, parts: list[Path | pa.Table], folder: str, number: int) -> None:
         if len(table) == 0:
@@ -145,47 +163,41 @@ class ProfileWriter:
         if self._out is None:
             parts.append(table)
             return
-        file = self._out / folder / f"part-{number:05d}.parquet"
-        _replace(file, lambda temporary: pq.write_table(table, temporary, **_layout(table.schema)))
+        file = _part(self._out / folder, number)
+        replace(file, lambda temporary: pq.write_table(table, temporary, **_layout(table.schema)))
         parts.append(file)
 
     def _merge_layers(self, temporary: Path) -> None:
         with pq.ParquetWriter(temporary, LAYER_SCHEMA, **_layout(LAYER_SCHEMA)) as writer:
             for part in self._layer_parts:
-                writer.write_table(read_table(part, None, None))
+                writer.write_table(read_table(part, None, None).replace_schema_metadata())
+
+    def _resume(self, out: Path) -> None:
+        """Take up the finished parts; what was begun after them is removed."""
+        while (summary := _part(out / LAYERS_FOLDER, self._n_flushes)).exists():
+            known = json.loads((pq.read_schema(summary).metadata or {}).get(_PROGRESS, b"null"))
+            tokens = _part(out / TOKENS_FOLDER, self._n_flushes)
+            if known is None or (known["n_rows"] and not tokens.exists()):
+                break
+            table = read_table(summary, ["sample"], None)
+            self._layer_parts.append(summary)
+            self._parts += [tokens] if known["n_rows"] else []
+            self._n_rows += known["n_rows"]
+            self._n_layer_rows += len(table)
+            self._seen |= {str(sample) for sample in table["sample"].unique().to_pylist()}
+            self.progress, self._rows = known["progress"], known["rows"]
+            self._n_flushes += 1
+        finished = {*self._parts, *self._layer_parts}
+        for folder in (TOKENS_FOLDER, LAYERS_FOLDER):
+            (out / folder).mkdir(exist_ok=True)
+            for file in (out / folder).glob("part-*.parquet*"):
+                if file not in finished:
+                    file.unlink()
+        (out / LAYERS_FILE).unlink(missing_ok=True)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that a new profile must not be written to.
-
-    A missing or empty folder will do, and so will one in which a profile was begun and not finished.
-
-    Raises:
-        CapaProbeError: ``path`` is a file, holds a finished profile, or is a folder with other things in it.
-    """
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise CapaProbeError(f"{path} is a file; give a folder to write the profile to.")
-    if is_finished(folder):
-        raise CapaProbeError(
-            f"{path} already holds a finished profile; give another folder or remove this one."
-        )
-    if folder.is_dir() and any(folder.iterdir()) and not is_unfinished(folder):
-        raise CapaProbeError(f"{path} is not empty and holds no profile; give a new or empty folder.")
-
-
-def remove_profile(path: str | os.PathLike[str]) -> None:
-    """Remove the tables of a profile, finished or not, and nothing else that may lie in the folder."""
-    folder = Path(path)
-    # The manifest first: a folder that has one is complete.
-    for name in (MANIFEST_FILE, LAYERS_FILE, f"{MANIFEST_FILE}.tmp", f"{LAYERS_FILE}.tmp"):
-        (folder / name).unlink(missing_ok=True)
-    for name in (TOKENS_FOLDER, _LAYERS_FOLDER):
-        for file in (folder / name).glob("part-*.parquet*"):
-            file.unlink()
-        if (folder / name).is_dir() and not any((folder / name).iterdir()):
-            (folder / name).rmdir()
-    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
 
 
 def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -199,15 +211,3 @@ def _layout(schema: pa.Schema) -> dict[str, Any]:
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     rest = [name for name in schema.names if name not in floats]
     return {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": rest}
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename, so that no reader ever sees half a file."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    write(temporary)
-    temporary.replace(file)
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.run_folder import check_output, remove_profile
 from capa_probe.tables import (
     GROUP_COLUMNS,
     LAYER_SCHEMA,
@@ -22,7 +23,7 @@ from capa_probe.tables import (
     LayerProfile,
     summarise_layers,
 )
-from capa_probe.writing import ProfileWriter, check_output, remove_profile
+from capa_probe.writing import ProfileWriter
 from tests.synthetic import World, facts, profile, tokens
 
 WORLD = World(steps=2)

@@ -73,8 +73,8 @@ def profile(
 
 def load_data(folder: Path, limit: int | None, out: Path) -> list[Sample]:
     """The samples of a data folder, and a look at where the profile goes: both take no time, and come first."""
+    from capa_probe.run_folder import check_output
     from capa_probe.samples import load_samples
-    from capa_probe.writing import check_output
 
     samples = load_samples(folder, limit)
     check_output(out)
