@@ -62,7 +62,7 @@ class TestSample:
             ({"question": "  "}, "question='  ' was given for sample 'a'"),
             ({"question": None}, "question=None"),
             ({"images": 5}, "images=5"),
-            ({"images": ["a.png", 5]}, "give a PIL image, a path, or a list"),
+            ({"images": ["a.png", 5]}, "give a PIL image, a path, the bytes of an image file, or a list"),
             ({"answers": [1]}, r"answers=\[1\]"),
             ({"answers": None}, "answers=None"),
             ({"task": 1}, "task=1"),
@@ -187,7 +187,13 @@ class TestLoadSamples:
             (record(id="x", images=["a.png"]), r'line 2: give "image" .* both was given'),
             (record(id="x", image=["a.png"]), r'line 2: "image" must be a path'),
             (record(id="x", image=..., images="a.png"), '"images" a list of paths'),
-            (record(id="x", image="c.png"), r"line 2: image 'c\.png' is not in "),
+            (record(id="x", image="../c.png"), r"line 2: image '\.\./c\.png' is not a file in "),
+            (
+                record(id="x", image="in/../../c.png"),
+                r"line 2: image 'in/\.\./\.\./c\.png' is not a file in ",
+            ),
+            (record(id="x", image="/c.png"), r"line 2: image '/c\.png' is not a file in "),
+            (record(id="x", image=""), r"line 2: image '' is not a file in "),
             (record(id="x", answers=[1]), r"line 2: answers=\[1\]"),
             (record(), "line 2: id 's1' was already used on line 1"),
         ],
@@ -245,9 +251,11 @@ class TestFingerprint:
         a, b = Sample("a", [], "q"), Sample("b", [], "q")
         assert data_fingerprint([a, b]) != data_fingerprint([b, a])
 
-    def test_missing_image(self, tmp_path: Path) -> None:
-        with pytest.raises(CapaProbeError, match=r"gone\.png of sample 'a' cannot be read"):
-            data_fingerprint([Sample("a", tmp_path / "gone.png", "q")])
+    def test_a_missing_image_counts_as_missing(self, tmp_path: Path) -> None:
+        there, gone = tmp_path / "there.png", tmp_path / "gone.png"
+        there.touch()
+        prints = [data_fingerprint([Sample("a", path, "q")]) for path in (there, gone, tmp_path, gone)]
+        assert prints[1] == prints[2] == prints[3] != prints[0]
 
     def test_half_a_surrogate_pair(self) -> None:
         question = json.loads('"\\ud83d"')

@@ -1,0 +1,139 @@
+"""One question about images."""
+
+from __future__ import annotations
+
+import io
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from PIL import Image, UnidentifiedImageError
+
+from capa_probe.errors import BadImageError, CapaProbeError
+from capa_probe.samples.pixels import to_rgb
+
+#: An image in memory, where one lies, or the content of an image file.
+ImageSource: TypeAlias = Image.Image | Path | str | bytes
+
+# Bytes in full would fill the screen.
+_SHORT = reprlib.Repr()
+_SHORT.maxother, _SHORT.maxstring, _SHORT.maxtuple, _SHORT.maxlist = 60, 200, 8, 8
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Sample:
+    """One question about no, one or several images.
+
+    Attributes:
+        id: names the sample in every table; unique within a data set.
+        images: the images, in the order in which the prompt shows them: PIL images, paths, or the bytes of image
+            files. Paths and bytes are opened by :meth:`open_images` only.
+        question: a plain question, or a prompt that already holds the model's image placeholders.
+        answers: accepted answers, if known.
+        task: a group to report the sample under, if any.
+
+    Raises:
+        CapaProbeError: a field has the wrong type, or ``id`` or ``question`` is empty.
+    """
+
+    id: str
+    images: tuple[ImageSource, ...]
+    question: str
+    answers: tuple[str, ...] = ()
+    task: str | None = None
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002
+        images: ImageSource | Sequence[ImageSource],
+        question: str,
+        answers: str | Sequence[str] = (),
+        task: str | None = None,
+    ) -> None:
+        several = (images,) if isinstance(images, ImageSource) else images
+        accepted = (answers,) if isinstance(answers, str) else answers
+        if not isinstance(id, str) or not id:
+            raise CapaProbeError(f"id={id!r} was given for a sample; give a string that is not empty.")
+        if not isinstance(question, str) or not question.strip():
+            raise CapaProbeError(
+                f"question={question!r} was given for sample {id!r}; give a string that is not empty."
+            )
+        if not is_list_of(several, ImageSource):
+            raise CapaProbeError(
+                f"images={_SHORT.repr(images)} was given for sample {id!r}; give a PIL image, a path, the bytes of "
+                "an image file, or a list of these."
+            )
+        if not is_list_of(accepted, str):
+            raise CapaProbeError(
+                f"answers={_SHORT.repr(answers)} was given for sample {id!r}; give a list of strings."
+            )
+        if task is not None and not isinstance(task, str):
+            raise CapaProbeError(f"task={task!r} was given for sample {id!r}; give a string or None.")
+        # Frozen: fields are set past the class's own __setattr__.
+        for name, value in {
+            "id": id,
+            "images": tuple(several),
+            "question": question,
+            "answers": tuple(accepted),
+            "task": task,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        images = ", ".join(_SHORT.repr(source) for source in self.images)
+        return (
+            f"Sample(id={self.id!r}, images=[{images}], question={self.question!r}, "
+            f"answers={_SHORT.repr(self.answers)}, task={self.task!r})"
+        )
+
+    def open_images(self) -> list[Image.Image]:
+        """The images, loaded, as :func:`to_rgb` makes them: upright, opaque, in RGB; always copies.
+
+        Of an animation or a file of several pages, the first frame.
+
+        Raises:
+            BadImageError: an image is missing, cut short, has no pixels, or cannot be read as an image.
+        """
+        return [self._open(number) for number in range(len(self.images))]
+
+    def _open(self, number: int) -> Image.Image:
+        source = self.images[number]
+        try:
+            if isinstance(source, Image.Image):
+                return to_rgb(source)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return to_rgb(image)
+        except FileNotFoundError:
+            raise self._bad(number, "does not exist") from None
+        except UnidentifiedImageError as error:
+            reason = (
+                "is empty" if _is_empty(source) else "is in no image format that Pillow knows, or damaged"
+            )
+            raise self._bad(number, f"cannot be read as an image (it {reason})") from error
+        except CapaProbeError as error:
+            raise self._bad(number, f"cannot be used ({error})") from None
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise self._bad(number, f"cannot be read as an image ({str(error) or error!r})") from error
+
+    def _bad(self, number: int, reason: str) -> BadImageError:
+        source = self.images[number]
+        if isinstance(source, (str, Path)):
+            return BadImageError(str(source), self.id, reason)
+        return BadImageError(f"number {number + 1}, given in memory,", self.id, reason)
+
+
+def is_list_of(values: Any, kind: Any) -> bool:
+    """Whether these are a list or tuple of such objects, and no string."""
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, (str, bytes))
+        and all(isinstance(value, kind) for value in values)
+    )
+
+
+def _is_empty(source: ImageSource) -> bool:
+    if isinstance(source, Image.Image):
+        return False
+    return (len(source) if isinstance(source, bytes) else Path(source).stat().st_size) == 0
