@@ -331,7 +331,7 @@ class TestFindings:
         world = World(cosines={layer: (0.99 if layer in (1, 2, 4) else 0.5, 0.9) for layer in range(5)})
         found = findings.find(synthetic.profile(world), tau=synthetic.TAU)
         assert found.sentences()[0] == (
-            "Redundant FFN (visual cosine > 0.96): layers 1-2, 4; for visual tokens only: 1-2, 4."
+            "Redundant FFN (visual cosine > 0.96): layers 1-2 & 4; for visual tokens only: 1-2 & 4."
         )
         assert list(found.summary()["redundant"]) == ["no", "visual only", "visual only", "no", "visual only"]
         world = World(cosines=dict.fromkeys(range(5), (0.5, 0.5)))

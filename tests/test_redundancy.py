@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capa_probe.analysis import layer_ranges, redundancy, redundant_layers
+from capa_probe.analysis import layer_ranges, redundancy, redundant_layers, spread
 from capa_probe.errors import CapaProbeError
 from capa_probe.tables import LAYER_SCHEMA, LayerProfile
 from capa_probe.writing import ProfileWriter
@@ -27,8 +28,8 @@ COSINES = {
 }
 WORLD = World(cosines=COSINES, steps=1)
 COLUMNS = (
-    "layer visual_cosine visual_low visual_high text_cosine text_low text_high n_samples n_visual n_text "
-    "redundant visual_only"
+    "layer visual_cosine visual_low visual_high visual_p05 visual_p50 visual_p95 visual_share_above "
+    "text_cosine text_low text_high text_share_above n_samples n_visual n_text redundant visual_only"
 )
 
 
@@ -48,6 +49,8 @@ def naive_redundancy(table: pd.DataFrame, eta: float) -> list[dict[str, Any]]:
                 "layer": layer,
                 "visual_cosine": visual,
                 "text_cosine": text,
+                **{f"visual_p{q:02}": naive_quantile(values["visual"], q / 100) for q in (5, 50, 95)},
+                **{f"{kind}_share_above": naive_share(values[kind], eta) for kind in values},
                 "n_samples": len(samples),
                 "n_visual": len(values["visual"]),
                 "n_text": len(values["text"]),
@@ -58,11 +61,27 @@ def naive_redundancy(table: pd.DataFrame, eta: float) -> list[dict[str, Any]]:
     return rows
 
 
-def assert_equals_the_twin(found: pd.DataFrame, table: pd.DataFrame, eta: float) -> None:
+def naive_share(values: list[float], eta: float) -> float:
+    return sum(value > eta for value in values) / len(values) if values else math.nan
+
+
+def naive_quantile(values: list[float], q: float) -> float:
+    if not values:
+        return math.nan
+    ordered, place = sorted(values), q * (len(values) - 1)
+    below = ordered[math.floor(place)]
+    return below + (ordered[math.ceil(place)] - below) * (place - math.floor(place))
+
+
+def assert_equals_the_twin(found: pd.DataFrame, table: pd.DataFrame, eta: float, rows: str = "all") -> None:
     assert list(found.columns) == COLUMNS.split()
     wanted = pd.DataFrame(naive_redundancy(table, eta))
+    if rows != "all":
+        wanted["text_share_above"] = np.nan
+    if rows == "none":
+        wanted[["visual_p05", "visual_p50", "visual_p95", "visual_share_above"]] = np.nan
     for name in wanted.columns:
-        if name.endswith("cosine"):
+        if wanted[name].dtype.kind == "f":
             np.testing.assert_allclose(
                 found[name], wanted[name], rtol=1e-6, atol=1e-7
             )  # the layers table is float32
@@ -84,13 +103,13 @@ def of_unequal_samples(sizes: tuple[int, ...], cosines: tuple[float, ...]) -> La
 
 
 class TestMeans:
-    @pytest.mark.parametrize("rows", ["all", "none"])
+    @pytest.mark.parametrize("rows", ["all", "visual", "none"])
     def test_equal_loops_over_tokens(self, rows: str) -> None:
         found = redundant_layers(profile(WORLD, rows))
-        assert_equals_the_twin(found, tokens(WORLD), 0.96)
+        assert_equals_the_twin(found, tokens(WORLD), 0.96, rows)
         assert found["redundant"].tolist() == [False, True, True, False, True]
         assert found["visual_only"].tolist() == [False, True, False, False, True]
-        assert layer_ranges(found["layer"][found["redundant"]]) == "1-2, 4"
+        assert layer_ranges(found["layer"][found["redundant"]]) == "1-2 & 4"
 
     def test_count_tokens_and_not_samples(self) -> None:
         (row,) = redundant_layers(of_unequal_samples((1, 9), (0.0, 1.0))).itertuples()
@@ -160,6 +179,48 @@ def test_means_equal_loops_on_anything(table: pd.DataFrame, eta: float) -> None:
         assert (known == (found["layer"].map(has_kind).fillna(0) >= 2)).all()
         assert (low[known] <= high[known]).all()
         assert mean[found[f"n_{kind}"] > 0].between(-1, 1).all()
+
+
+class TestSpread:
+    def test_shares_and_quantiles_of_single_tokens(self) -> None:
+        """A mean above eta of which half the tokens are below, and one below eta of which most are above."""
+        world = World(samples=("a", "b"), n_layers=2, side=4)
+        table = tokens(world)
+        visual = table["kind"] == "visual"
+        odd = table["position"] % 2 == 1
+        table["ffn_cosine"] = 0.0
+        table.loc[visual & (table["layer"] == 0), "ffn_cosine"] = np.where(odd, 0.999, 0.95)[
+            visual & (table["layer"] == 0)
+        ]
+        table.loc[visual & (table["layer"] == 1), "ffn_cosine"] = 0.99
+        table.loc[visual & (table["layer"] == 1) & (table["position"] == 1), "ffn_cosine"] = 0.0
+        found = redundant_layers(profile_of(table, world))
+        assert found["redundant"].tolist() == [True, False]
+        assert found["visual_share_above"].tolist() == [0.5, 15 / 16]
+        assert found["text_share_above"].tolist() == [0.0, 0.0]
+        np.testing.assert_allclose(found["visual_p50"], [(0.999 + 0.95) / 2, 0.99], rtol=1e-6)
+        np.testing.assert_allclose(found["visual_p05"], [0.95, naive_quantile([0.0] * 2 + [0.99] * 30, 0.05)])
+
+    def test_a_token_at_eta_is_not_above_it(self) -> None:
+        table = tokens(WORLD).assign(ffn_cosine=0.5)  # exact in float32
+        found = redundant_layers(profile_of(table, WORLD), eta=0.5)
+        assert found["visual_share_above"].tolist() == [0.0] * 5
+        found = redundant_layers(profile_of(table, WORLD), eta=0.49)
+        assert found[["visual_share_above", "text_share_above"]].eq(1).all(axis=None)
+
+    @pytest.mark.parametrize("at_once", [1, 48, 100, 10**6])
+    def test_the_size_of_the_blocks_does_not_matter(
+        self, monkeypatch: pytest.MonkeyPatch, at_once: int
+    ) -> None:
+        whole = redundant_layers(profile(WORLD))
+        monkeypatch.setattr(spread, "_VALUES_AT_ONCE", at_once)
+        pd.testing.assert_frame_equal(redundant_layers(profile(WORLD)), whole)
+
+    def test_is_read_from_disk_as_from_memory(self, tmp_path: Path) -> None:
+        table = tokens(WORLD)
+        profile_of(table, WORLD, tmp_path / "run", "visual")
+        found = redundant_layers(LayerProfile.load(tmp_path / "run"))
+        assert_equals_the_twin(found, table, 0.96, "visual")
 
 
 class TestEta:
@@ -301,12 +362,13 @@ class TestLayerRanges:
     @pytest.mark.parametrize(
         ("layers", "text"),
         [
-            ([2, 3, 4, 7], "2-4, 7"),
+            ([2, 3, 4, 7], "2-4 & 7"),
             ([], "none"),
             ([0], "0"),
             ([5, 4], "4-5"),
-            ([3, 3, 1], "1, 3"),
-            (np.array([9, 10, 12]), "9-10, 12"),
+            ([3, 3, 1], "1 & 3"),
+            ((*range(2, 6), *range(22, 30)), "2-5 & 22-29"),
+            (np.array([9, 10, 12]), "9-10 & 12"),
         ],
     )
     def test_examples(self, layers: Any, text: str) -> None:
@@ -316,7 +378,7 @@ class TestLayerRanges:
     def test_can_be_read_back(self, layers: set[int]) -> None:
         text = layer_ranges(layers)
         read: set[int] = set()
-        for run in () if text == "none" else text.split(", "):
+        for run in () if text == "none" else text.split(" & "):
             ends = [int(end) for end in run.split("-")]
             assert not read or ends[0] > max(read) + 1  # in order, and no two runs that touch
             read |= set(range(ends[0], ends[-1] + 1))

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from capa_probe.analysis.published import PaperAgreement, paper_agreement
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
 from capa_probe.analysis.sink_dims import measure_sink_dims
 from capa_probe.analysis.sinks import classify_sinks, sink_summary
 
-__all__ = ["classify_sinks", "layer_ranges", "measure_sink_dims", "redundant_layers", "sink_summary"]
+__all__ = [
+    "PaperAgreement",
+    "classify_sinks",
+    "layer_ranges",
+    "measure_sink_dims",
+    "paper_agreement",
+    "redundant_layers",
+    "sink_summary",
+]

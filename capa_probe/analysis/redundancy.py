@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from capa_probe.analysis.spread import token_spread
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import LayerProfile
+from capa_probe.tables import QUANTILES, LayerProfile
 
 #: The paper's threshold on the mean FFN cosine of visual tokens (CAPA).
 ETA = 0.96
@@ -30,17 +31,19 @@ def redundant_layers(
     2602.00247). Where the text tokens' cosine is above eta too, the layer says nothing particular about visual tokens.
 
     Args:
-        prof: a profile with any token rows, or none: only its layers table is read.
+        prof: a profile with any token rows, or none: means and intervals come from its layers table.
         eta: a layer is redundant where the mean cosine of visual tokens is above it; between -1 and 1.
         confidence: of the intervals, between 0 and 1.
         seed: of the bootstrap.
 
     Returns:
-        One row per layer: ``layer``; ``visual_cosine`` with its interval ``visual_low``, ``visual_high``;
-        ``text_cosine``, ``text_low``, ``text_high``; ``n_samples``, ``n_visual``, ``n_text`` (tokens);
-        ``redundant`` (visual > eta) and ``visual_only`` (visual > eta >= text). Intervals are percentile bootstrap
-        intervals over samples, since tokens of one sample are not independent; NaN where fewer than two samples
-        have tokens of that kind.
+        One row per layer: ``layer``; ``visual_cosine`` with its interval ``visual_low``, ``visual_high``; the
+        quantiles ``visual_p05``, ``visual_p50``, ``visual_p95`` of single visual tokens and ``visual_share_above``,
+        the share of them whose own cosine is above eta; ``text_cosine``, ``text_low``, ``text_high``,
+        ``text_share_above``; ``n_samples``, ``n_visual``, ``n_text`` (tokens); ``redundant`` (visual > eta) and
+        ``visual_only`` (visual > eta >= text). Intervals are percentile bootstrap intervals over samples, since
+        tokens of one sample are not independent; NaN where fewer than two samples have tokens of that kind.
+        Quantiles and shares are NaN where the profile kept no rows of such tokens.
 
     Raises:
         CapaProbeError: ``eta``, ``confidence`` or ``seed`` out of range, no visual token, or a missing cosine.
@@ -64,30 +67,35 @@ def redundant_layers(
 
     layers = np.sort(table["layer"].unique())
     result = pd.DataFrame({"layer": layers.astype(np.int32)})
-    sizes = {}
+    sizes: dict[str, NDArray[np.int64]] = {}
     for kind in ("visual", "text"):
         tokens, cosines = _by_sample(table[table["kind"] == kind], layers)
-        sizes[f"n_{kind}"] = tokens.sum(axis=0).astype(np.int64)
+        sizes[kind] = tokens.sum(axis=0).astype(np.int64)
         result[f"{kind}_cosine"] = _mean(tokens.sum(axis=0), (tokens * cosines).sum(axis=0))
         low, high = _interval(tokens, cosines, confidence, seed)
         result[f"{kind}_low"], result[f"{kind}_high"] = low, high
+        shares, quantiles = token_spread(prof, kind, sizes[kind], layers, eta)
+        if kind == "visual":
+            for name, values in zip(QUANTILES, quantiles, strict=True):
+                result[f"visual_{name}"] = values
+        result[f"{kind}_share_above"] = shares
     result["n_samples"] = table.groupby("layer")["sample"].nunique().loc[layers].to_numpy(np.int64)
-    for name, size in sizes.items():
-        result[name] = size
+    for kind, size in sizes.items():
+        result[f"n_{kind}"] = size
     result["redundant"] = result["visual_cosine"] > eta
     result["visual_only"] = result["redundant"] & (result["text_cosine"] <= eta)
     return result
 
 
 def layer_ranges(layers: Iterable[int]) -> str:
-    """Layers as people write them: ``[2, 3, 4, 7]`` becomes ``"2-4, 7"``, and no layers ``"none"``."""
+    """Layers as the paper writes them: ``[2, 3, 4, 7]`` becomes ``"2-4 & 7"``, and no layers ``"none"``."""
     runs: list[list[int]] = []
     for layer in sorted({int(layer) for layer in layers}):
         if runs and layer == runs[-1][1] + 1:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
-    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs) or "none"
+    return " & ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs) or "none"
 
 
 def _by_sample(

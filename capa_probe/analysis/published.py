@@ -1,0 +1,94 @@
+"""What the paper found in its three models, to hold a profile's findings against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from capa_probe.analysis.redundancy import layer_ranges
+from capa_probe.errors import CapaProbeError
+
+#: (family, layers, d_model) to the model's name and the layers in which the paper replaces the FFN (CAPA, arXiv
+#: 2602.00247). Whether the paper counts layers from 0 is not known; we read them so.
+HADAMARD_LAYERS: dict[tuple[str, int, int], tuple[str, tuple[int, ...]]] = {
+    ("llava", 32, 4096): ("LLaVA-1.5-7B", (*range(2, 6), *range(22, 30))),
+    ("qwen2_5_vl", 28, 3584): ("Qwen2.5-VL-7B", (*range(2, 6), *range(13, 20))),
+    ("internvl", 28, 3584): ("InternVL3-8B", (*range(2, 5), *range(14, 21))),
+}
+
+
+@dataclass(frozen=True)
+class PaperAgreement:
+    """The redundant layers of a profile beside those in which the paper replaces the FFN of the same model.
+
+    Attributes:
+        model: the paper's model, recognised by family, number of layers and width; fine-tunes share those.
+        paper: the paper's layers.
+        found: redundant layers of the profile.
+        both: layers in both.
+        jaccard: layers in both / layers in either.
+    """
+
+    model: str
+    paper: tuple[int, ...]
+    found: tuple[int, ...]
+    both: tuple[int, ...]
+    jaccard: float
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if not self.found:
+            share = "none is redundant here"
+        else:
+            share = (
+                f"{len(self.both)} of these {len(self.paper)} are among the {len(self.found)} found here "
+                f"(Jaccard index {self.jaccard:.2f})"
+            )
+        return (
+            f"The model has the sizes of {self.model}, where the paper replaces the FFN in layers "
+            f"{layer_ranges(self.paper)}: {share}."
+        )
+
+
+def paper_agreement(
+    layers: pd.DataFrame | Iterable[int], manifest: Mapping[str, Any]
+) -> PaperAgreement | None:
+    """Whether the redundant layers are those of the paper.
+
+    Args:
+        layers: what :func:`capa_probe.redundant_layers` returned, or the redundant layers themselves.
+        manifest: of the profile; ``family``, ``n_layers`` and ``d_model`` are looked at.
+
+    Returns:
+        The comparison; None where the model does not have the sizes of one of the paper's three.
+
+    Raises:
+        CapaProbeError: ``layers`` is neither, or names a layer that the model does not have.
+    """
+    key = manifest.get("family"), manifest.get("n_layers"), manifest.get("d_model")
+    found = _found(layers)
+    if key not in HADAMARD_LAYERS:
+        return None
+    model, paper = HADAMARD_LAYERS[key]
+    outside = [layer for layer in found if not 0 <= layer < key[1]]
+    if outside:
+        raise CapaProbeError(
+            f"Layer {outside[0]} was given for a model of {key[1]} layers; give layers from 0 to {key[1] - 1}."
+        )
+    both = tuple(sorted(set(found) & set(paper)))
+    return PaperAgreement(model, paper, found, both, len(both) / len(set(found) | set(paper)))
+
+
+def _found(layers: pd.DataFrame | Iterable[int]) -> tuple[int, ...]:
+    if isinstance(layers, pd.DataFrame):
+        if not {"layer", "redundant"} <= set(layers.columns):
+            raise CapaProbeError(
+                "paper_agreement was given a table without the columns layer and redundant; give what redundant_layers "
+                "returned, or the layers themselves."
+            )
+        layers = layers.loc[layers["redundant"].to_numpy(np.bool_), "layer"]
+    return tuple(sorted({int(layer) for layer in layers}))
