@@ -32,29 +32,33 @@ from capa_probe.errors import CapaProbeError
 FORMAT_VERSION = 1
 #: Dimensions whose sink strength is kept per token, from the largest down.
 SINK_RANKS = 4
-
-_INDICES = ("image", "tile", "row", "col")
-#: Measured columns that the layers table summarises. NaN where a value does not apply.
-MEASURES: tuple[str, ...] = (
-    "attention",
-    "attention_text",
-    "contribution",
-    "removal_effect",
-    "value_norm",
-    "resid_pre_norm",
-    "resid_mid_norm",
-    "attn_update_norm",
-    "ffn_update_norm",
-    "attn_cosine",
-    "ffn_cosine",
-    "sink_strength",
-    *(f"sink_strength_{rank}" for rank in range(2, SINK_RANKS + 1)),
-)
 #: (strength, dimension) columns of the largest dimensions, in falling order of strength.
 SINK_COLUMNS: tuple[tuple[str, str], ...] = (
     ("sink_strength", "sink_dim"),
     *((f"sink_strength_{rank}", f"sink_dim_{rank}") for rank in range(2, SINK_RANKS + 1)),
 )
+
+#: The registry of probes: a class of ``capa_probe.probes``, as file.Class, and the columns that it fills, in the order
+#: of the token table. A new probe is a file there and a line here; it lies here because tables are read without torch.
+PROBE_COLUMNS: dict[str, tuple[str, ...]] = {
+    "attention.Attention": ("attention", "attention_text"),
+    "contribution.Contribution": ("contribution",),
+    "removal_effect.RemovalEffect": ("removal_effect",),
+    "value_norm.ValueNorm": ("value_norm",),
+    "residual.Residual": (
+        "resid_pre_norm",
+        "resid_mid_norm",
+        "attn_update_norm",
+        "ffn_update_norm",
+        "attn_cosine",
+    ),
+    "ffn_cosine.FFNCosine": ("ffn_cosine",),
+    "sink_strength.SinkStrength": tuple(column for pair in SINK_COLUMNS for column in pair),
+}
+_MEASURED = tuple(name for columns in PROBE_COLUMNS.values() for name in columns)
+#: Measured columns that the layers table summarises (all but indices of dimensions). NaN where a value does not apply.
+MEASURES: tuple[str, ...] = tuple(name for name in _MEASURED if not name.startswith("sink_dim"))
+_INDICES = ("image", "tile", "row", "col")
 #: One row per (sample, step, layer, position). A float that does not apply is NaN; an index that does not apply
 #: (place of a text token, ``sink_dim`` of a row without sink strength) is -1.
 TOKEN_SCHEMA: pa.Schema = pa.schema(
@@ -63,12 +67,7 @@ TOKEN_SCHEMA: pa.Schema = pa.schema(
         *(pa.field(name, pa.int32()) for name in ("step", "layer", "position")),
         pa.field("kind", pa.string()),
         *(pa.field(name, pa.int32()) for name in _INDICES),
-        *(pa.field(name, pa.float32()) for name in MEASURES if not name.startswith("sink_")),
-        *(
-            field
-            for strength, dim in SINK_COLUMNS
-            for field in (pa.field(strength, pa.float32()), pa.field(dim, pa.int32()))
-        ),
+        *(pa.field(name, pa.float32() if name in MEASURES else pa.int32()) for name in _MEASURED),
     ]
 )
 

@@ -1,24 +1,30 @@
-"""Probes: what is measured at every layer. One file each; a new one is a file and a line here."""
+"""Probes: what is measured at every layer. One file each; ``capa_probe.tables.PROBE_COLUMNS`` is their registry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.probes.attention import Attention
 from capa_probe.probes.base import AttentionProbe, Probe, ResidualProbe, StepContext
-from capa_probe.probes.contribution import Contribution
-from capa_probe.probes.ffn_cosine import FFNCosine
 from capa_probe.probes.recorder import Recorder
-from capa_probe.probes.removal_effect import RemovalEffect
-from capa_probe.probes.residual import Residual
-from capa_probe.probes.sink_strength import SinkStrength
-from capa_probe.probes.value_norm import ValueNorm
+from capa_probe.tables import PROBE_COLUMNS
+
+
+def _registered(home: str, columns: tuple[str, ...]) -> type[Probe]:
+    file, _, name = home.partition(".")
+    probe: type[Probe] = getattr(import_module(f"{__name__}.{file}"), name)
+    if probe.columns != columns:
+        raise CapaProbeError(
+            f"The probe {home} fills {', '.join(probe.columns)}, but PROBE_COLUMNS in capa_probe/tables.py says "
+            f"{', '.join(columns)}; make the two agree."
+        )
+    return probe
+
 
 #: Every probe, by the name that ``profile(probes=...)`` takes.
 PROBES: dict[str, type[Probe]] = {
-    probe.name: probe
-    for probe in (Attention, Contribution, RemovalEffect, ValueNorm, Residual, FFNCosine, SinkStrength)
+    probe.name: probe for probe in (_registered(*line) for line in PROBE_COLUMNS.items())
 }
 
 

@@ -19,6 +19,7 @@ class Attention(AttentionProbe):
 
     name = "attention"
     columns = ("attention", "attention_text")
+    may_be_nan = ("attention_text",)  # without an image
 
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
         """``attention`` and, at prefill, ``attention_text``, each (batch, key); the latter NaN without an image."""

@@ -1,7 +1,7 @@
 """What a probe is: it listens to hook points of one layer and returns a small number per token.
 
 A probe keeps nothing and never sees a whole attention pattern unless it asks for some rows of it. To add one,
-write a subclass in a file of its own and name it in ``capa_probe.probes.PROBES``.
+write a subclass in a file of its own and name it in ``capa_probe.tables.PROBE_COLUMNS``.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Probe(ABC):
     name: ClassVar[str]
     #: Columns it fills, in the order of the token table.
     columns: ClassVar[tuple[str, ...]]
+    #: Those of them that may be NaN at a token that they apply to; elsewhere a NaN stops the run.
+    may_be_nan: ClassVar[tuple[str, ...]] = ()
     #: Whether it runs unless named.
     default: ClassVar[bool] = True
 

@@ -14,6 +14,7 @@ class RemovalEffect(AttentionProbe):
 
     name = "removal_effect"
     columns = ("removal_effect",)
+    may_be_nan = columns  # without another key
     default = False
 
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:

@@ -17,10 +17,6 @@ from capa_probe.tables import TOKEN_SCHEMA
 
 #: Say where a row is; the columns after them are measured.
 PLACE_COLUMNS = ("sample", "step", "layer", "position", "kind", "image", "tile", "row", "col")
-#: May be NaN: without an image, without another key, with fewer sink dimensions than columns.
-MAY_BE_NAN = frozenset(
-    {"attention_text", "removal_effect", "sink_strength_2", "sink_strength_3", "sink_strength_4"}
-)
 
 
 def token_table(
@@ -41,6 +37,7 @@ def token_table(
     places = {name: values.numpy() for name, values in spans.places().items()}
     places["kind"] = np.where(spans.visual.cpu().numpy(), "visual", "text")
     is_token = ~spans.padding.cpu().numpy()
+    may_be_nan = {name for probe in PROBES.values() for name in probe.may_be_nan}
     measured = [name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS]
     chunks: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
     for step in range(1 + max(decoded)):
@@ -54,7 +51,7 @@ def token_table(
                 for name, array in arrays.items():
                     values = _values(name, array, sample, step, at, is_token.shape[1], recorder.lvlm.n_layers)
                     chunk[name] = values.ravel()
-                    if array is not None and name not in MAY_BE_NAN:
+                    if array is not None and name not in may_be_nan:
                         checked[name] = values
                 _check_finite(checked, step, sample_id)
                 chunks[sample, step] = chunk
