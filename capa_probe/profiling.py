@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
+import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList
 
 from capa_probe.batching import Batches
-from capa_probe.errors import CapaProbeError
-from capa_probe.lvlm import HookedLVLM, TokenSpans
-from capa_probe.probes import Recorder, choose_probes
+from capa_probe.describing import describe
+from capa_probe.errors import CapaProbeError, OtherRunError
+from capa_probe.lvlm import HookedLVLM
+from capa_probe.memory import memory_errors
+from capa_probe.probes import Probe, Recorder, choose_probes
+from capa_probe.probes.forward import check_logits, run
 from capa_probe.probes.token_table import token_table
+from capa_probe.run_folder import begin, check_output, locked
 from capa_probe.samples import Sample
 from capa_probe.tables import LayerProfile
 from capa_probe.writing import ProfileWriter
 
-#: Packages whose versions a manifest records.
-PACKAGES = ("capa-probe", "torch", "transformers", "transformer-lens")
+logger = logging.getLogger(__name__)
 
 
 def profile(
@@ -40,8 +41,13 @@ def profile(
     limit: int | None = None,
     progress: bool = True,
     sink_dims: Sequence[int] | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
 ) -> LayerProfile:
     """Measure every layer of a model on samples.
+
+    A run that was stopped, by whatever means, is taken up again by the same call: parts that are finished stay as they
+    are, and the tables become those of an undisturbed run. A finished run is not run again but opened.
 
     Args:
         lvlm: the model.
@@ -58,31 +64,24 @@ def profile(
         progress: show a progress bar.
         sink_dims: restrict sink strength to these dimensions, so that phi over them is exact; None takes the four
             largest of all dimensions.
+        strict: raise at the first image that is missing, corrupt or empty. Otherwise its sample is left out, with a
+            warning, and listed in the manifest under ``skipped``.
+        overwrite: start anew, whatever profile lies in ``out``.
 
     Returns:
         The profile: ``.tokens``, ``.layers``, ``.manifest``.
 
     Raises:
-        CapaProbeError: arguments or samples that cannot be used, or a statistic that is not finite.
+        OtherRunError: ``out`` holds a profile of another model, other settings or other data; the message names the
+            first field that differs.
+        BadImageError: with ``strict``.
+        CapaProbeError: arguments or samples that cannot be used, a statistic that is not finite, too little memory, or
+            another process that writes to ``out``. Finished parts stay.
     """
     chosen = choose_probes(probes)
     rows = ("visual" if steps else "all") if rows is None else rows
     dims = None if sink_dims is None else tuple(sorted({int(dim) for dim in sink_dims}))
     _check(lvlm, steps, batch_size, rows, limit, dims)
-    batches = Batches(lvlm, samples, batch_size, limit)
-    writer = ProfileWriter(None if out is None else Path(out))
-    started = time.perf_counter()
-    with tqdm(total=batches.total, unit="sample", desc="profile", disable=not progress) as bar:
-        for ids, inputs in batches:
-            spans = lvlm.spans(inputs)
-            recorder = Recorder(lvlm, chosen, spans, dims)
-            n_steps, nan_steps = run(lvlm, inputs, spans, recorder, steps)
-            table = token_table(ids, spans, recorder, n_steps)
-            _check_logits(ids, nan_steps)
-            writer.add(table, rows)
-            bar.update(len(ids))
-    if not batches.seen:
-        raise CapaProbeError("No sample was given to profile; give at least one.")
     settings = {
         "steps": steps,
         "batch_size": batch_size,
@@ -90,101 +89,95 @@ def profile(
         "limit": limit,
         "probes": [probe.name for probe in chosen],
     }
+    facts = {**describe(lvlm), "settings": settings, "sink_dims": None if dims is None else list(dims)}
+    batches = Batches(lvlm, samples, batch_size, limit, strict)
+    with ExitStack() as stack:
+        folder = None if out is None else Path(out)
+        if folder is not None:
+            check_output(folder)  # before it is made
+            stack.enter_context(locked(folder))
+            if begin(folder, facts, overwrite) == "finished":
+                return _finished(folder, batches)
+        writer = ProfileWriter(folder, resume=folder is not None)
+        return _measure(lvlm, batches, writer, chosen, facts, dims, progress)
+
+
+def _finished(folder: Path, batches: Batches) -> LayerProfile:
+    """The profile in a folder, provided that it is one of these samples."""
+    prof = LayerProfile.load(folder)
+    batches.pass_over()
+    if batches.fingerprint() != prof.manifest["data_fingerprint"]:
+        raise OtherRunError(
+            f"{folder} was made on other data: its data_fingerprint is not that of the samples given; give another "
+            "folder, or start anew with --overwrite (overwrite=True)."
+        )
+    logger.info("%s is finished; nothing is run again", folder)
+    return prof
+
+
+def _measure(
+    lvlm: HookedLVLM,
+    batches: Batches,
+    writer: ProfileWriter,
+    probes: Sequence[Probe],
+    facts: dict[str, Any],
+    dims: tuple[int, ...] | None,
+    progress: bool,
+) -> LayerProfile:
+    """Run the model over the batches that a writer does not have yet, and finish its profile."""
+    settings, before = facts["settings"], 0.0
+    if writer.progress is not None:
+        before = writer.progress["seconds"]
+        batches.resume(writer.progress, writer.folder)
+        logger.info("Going on after %d samples of an earlier run", batches.seen)
+    started = time.perf_counter() - before
+    with tqdm(
+        total=batches.total, initial=batches.seen, unit="sample", desc="profile", disable=not progress
+    ) as bar:
+        for ids, inputs in batches:
+            with memory_errors(_what(ids, inputs)):
+                spans = lvlm.spans(inputs)
+                recorder = Recorder(lvlm, probes, spans, dims)
+                n_steps, nan_steps = run(lvlm, inputs, spans, recorder, settings["steps"])
+                table = token_table(ids, spans, recorder, n_steps)
+            check_logits(ids, nan_steps)
+            seconds = time.perf_counter() - started
+            writer.add(table, settings["rows"], {**batches.progress(), "seconds": seconds})
+            bar.update(batches.seen - bar.n)
+    n_samples = batches.seen - len(batches.skipped)
+    if not n_samples:
+        _refuse_nothing(batches)
+    if batches.skipped:
+        warnings.warn(_left_out(batches.skipped, batches.seen), stacklevel=3)
     return writer.finish(
         {
-            **describe(lvlm),
-            "n_samples": batches.seen,
+            **facts,
+            "n_samples": n_samples,
+            "skipped": batches.skipped,
             "data_fingerprint": batches.fingerprint(),
-            "settings": settings,
-            "sink_dims": None if dims is None else list(dims),
             "seconds": round(time.perf_counter() - started, 3),
         }
     )
 
 
-def run(
-    lvlm: HookedLVLM, inputs: Mapping[str, Any], spans: TokenSpans, recorder: Recorder, steps: int
-) -> tuple[list[int], list[int | None]]:
-    """One prefill and up to ``steps`` greedy decode steps under a recorder.
-
-    Returns:
-        For each sample, how many decode steps have a generated token other than a stop token as query, and the first
-        step whose token was chosen from logits with NaN, if any.
-    """
-    length = spans.padding.shape[1]
-    with torch.no_grad(), recorder.attached():
-        if steps == 0:
-            lvlm.model(**inputs, use_cache=False, logits_to_keep=1)
-            return [0] * len(spans.padding), [None] * len(spans.padding)
-        if bool((spans.last != length - 1).any()):
-            raise CapaProbeError(
-                f"steps={steps} was asked for on right-padded inputs, which cannot be continued; pad on the left "
-                '(padding_side="left").'
-            )
-        # The model's own generation settings (stop tokens, penalties), made greedy.
-        config = copy.deepcopy(lvlm.model.generation_config)
-        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        plain = {"return_dict_in_generate": False, "num_return_sequences": 1}
-        config.update(**greedy, **plain, max_length=None, max_new_tokens=steps + 1, use_cache=True)
-        watch = _NaNWatch()
-        processors = LogitsProcessorList([watch])
-        generated: Tensor = lvlm.model.generate(
-            **inputs, generation_config=config, logits_processor=processors
-        )[:, length:]
-    stops = config.eos_token_id
-    stop_ids = torch.as_tensor([] if stops is None else stops, device=generated.device).reshape(-1)
-    running = (~torch.isin(generated, stop_ids)).int().cumprod(dim=1).sum(dim=1)
-    n_steps = [min(steps, int(n), len(recorder.steps) - 1) for n in running]
-    return n_steps, watch.first_steps(n_steps, steps)
+def _what(ids: Sequence[str], inputs: Mapping[str, Any]) -> str:
+    batch, length = inputs["input_ids"].shape
+    return f"sample {ids[0]} ({batch} in the batch, {length:,} positions each)"
 
 
-def describe(lvlm: HookedLVLM) -> dict[str, Any]:
-    """What a manifest says of a model: its name, sizes, family, how it ran, and the versions it ran with."""
-    config, text = lvlm.model.config, lvlm.model.config.get_text_config()
-    published = lvlm.family.sink_dims(lvlm.model)
-    return {
-        "model": config.name_or_path or type(lvlm.model).__name__,
-        "revision": getattr(config, "_commit_hash", None),
-        "family": lvlm.family.name,
-        "architecture": type(lvlm.model).__name__,
-        "config_hash": hashlib.sha256(config.to_json_string().encode()).hexdigest(),
-        "n_layers": lvlm.n_layers,
-        "n_heads": text.num_attention_heads,
-        "n_kv_heads": text.num_key_value_heads,
-        "d_model": lvlm.d_model,
-        "norm_eps": lvlm.norm_eps,
-        "dtype": str(lvlm.model.dtype).removeprefix("torch."),
-        "device": str(lvlm.device),
-        "attention_backend": lvlm.attention_backend,
-        "published_sink_dims": None if published is None else list(published),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
+def _refuse_nothing(batches: Batches) -> NoReturn:
+    if batches.skipped:
+        raise CapaProbeError(
+            f"None of the {batches.seen} samples could be used; the first: {batches.skipped[0]['reason']}"
+        )
+    raise CapaProbeError("No sample was given to profile; give at least one.")
 
 
-class _NaNWatch:
-    """Notes logits with NaN, from which generation would take any token without a word."""
-
-    def __init__(self) -> None:
-        self._found: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._found.append(scores.isnan().any(dim=1))
-        return scores
-
-    def first_steps(self, n_steps: Sequence[int], steps: int) -> list[int | None]:
-        """For each sample, the first step whose token is chosen from NaN; None if none of those that count is."""
-        rows = torch.stack(self._found, dim=1).tolist()
-        counted = [row[: min(n + 1, steps)] for row, n in zip(rows, n_steps, strict=True)]
-        return [row.index(True) + 1 if any(row) else None for row in counted]
-
-
-def _check_logits(ids: Sequence[str], nan_steps: Sequence[int | None]) -> None:
-    for sample_id, step in zip(ids, nan_steps, strict=False):  # with a limit, ids may be fewer
-        if step is not None:
-            raise CapaProbeError(
-                f"The logits that choose generated token {step} of sample {sample_id} hold NaN, though every layer is "
-                "finite; check the final norm and the output head, or load the model in bfloat16 or float32."
-            )
+def _left_out(skipped: Sequence[Mapping[str, str]], n: int) -> str:
+    return (
+        f"{len(skipped)} of {n} samples {'is' if len(skipped) == 1 else 'are'} left out, because an image of theirs "
+        f"cannot be used (listed in the manifest under skipped); the first: {skipped[0]['reason']}"
+    )
 
 
 def _check(

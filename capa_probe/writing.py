@@ -48,6 +48,7 @@ class ProfileWriter:
         resume: go on after the finished parts in ``out`` (see :func:`capa_probe.run_folder.begin`).
 
     Attributes:
+        folder: where it writes; None in memory.
         progress: what was given to :meth:`add` with the last batch of the last finished part; None before the first.
 
     Raises:
@@ -58,7 +59,7 @@ class ProfileWriter:
     def __init__(
         self, out: Path | None = None, rows_per_part: int = ROWS_PER_PART, resume: bool = False
     ) -> None:
-        self._out, self._rows_per_part = out, rows_per_part
+        self.folder, self._rows_per_part = out, rows_per_part
         self._waiting: list[pa.Table] = []
         self._summaries: list[pa.Table] = []
         self._n_waiting = self._n_rows = self._n_layer_rows = self._n_flushes = 0
@@ -132,16 +133,16 @@ class ProfileWriter:
             "n_token_rows": self._n_rows,
             "n_layer_rows": self._n_layer_rows,
         }
-        if self._out is None:
+        if self.folder is None:
             tables = [part for part in self._layer_parts if isinstance(part, pa.Table)]
             layers = (
                 pa.concat_tables(tables).replace_schema_metadata() if tables else LAYER_SCHEMA.empty_table()
             )
             return LayerProfile(full, self._parts, layers)
-        replace(self._out / LAYERS_FILE, self._merge_layers)
-        write_json(self._out / MANIFEST_FILE, full)
-        tidy(self._out)
-        return LayerProfile(full, self._parts, self._out / LAYERS_FILE, self._out)
+        replace(self.folder / LAYERS_FILE, self._merge_layers)
+        write_json(self.folder / MANIFEST_FILE, full)
+        tidy(self.folder)
+        return LayerProfile(full, self._parts, self.folder / LAYERS_FILE, self.folder)
 
     def _flush(self) -> None:
         if not self._summaries:
@@ -160,10 +161,10 @@ class ProfileWriter:
     def _store(self, table: pa.Table, parts: list[Path | pa.Table], folder: str, number: int) -> None:
         if len(table) == 0:
             return
-        if self._out is None:
+        if self.folder is None:
             parts.append(table)
             return
-        file = _part(self._out / folder, number)
+        file = _part(self.folder / folder, number)
         replace(file, lambda temporary: pq.write_table(table, temporary, **_layout(table.schema)))
         parts.append(file)
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.families import FAMILIES, family_of
+from capa_probe.memory import refuse_too_large
 
 #: Where and how files are found: for the config, the model and the processor alike.
 HUB_OPTIONS = ("token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
@@ -26,7 +27,8 @@ def load(
     """Model and processor of a checkpoint; remote code is never executed.
 
     Raises:
-        CapaProbeError: there is no such checkpoint, it needs remote code, or its family is not supported.
+        CapaProbeError: there is no such checkpoint, it needs remote code, its family is not supported, or its weights
+            do not fit into memory.
     """
     if "config" in hf_kwargs:
         raise CapaProbeError(
@@ -64,6 +66,7 @@ def load(
             f"its transformers-native version, such as {_examples()} ({_first_line(error)})"
         ) from error
     family_of(config, f"The checkpoint {name}")
+    refuse_too_large(name, config, dtype, device_map)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             name,
