@@ -40,6 +40,7 @@ LAYERS = (
     "batching",
     "probes",
     "profiling",
+    "examples",
     "analysis",
     "pruning",
     "benchmark",

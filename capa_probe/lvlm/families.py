@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.spans import ImageSpan, runs, square_grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,14 @@ class Family:
         """How the processor tiles images of these (height, width); None for a family that does not tile."""
         return None
 
+    def seen(self, processor: Any, image: Image) -> Image:
+        """The part of an RGB image that its visual tokens cover, so that their grid can be laid over it.
+
+        Here the whole image: the processor only stretches it. Where a model tiles, the tiles are equal rectangles of
+        it, and a thumbnail is all of it.
+        """
+        return image
+
 
 class Llava(Family):
     """LLaVA-1.5: a fixed square grid per image, from a CLIP-like tower."""
@@ -151,6 +162,17 @@ class Llava(Family):
                 )
             for index, chunk in enumerate(positions.split(len(row)) if len(positions) else ()):
                 yield ImageSpan(sample, index, chunk, torch.zeros_like(row), row, col, (rows, cols))
+
+    def seen(self, processor: Any, image: Image) -> Image:
+        """The pixels that reach the vision tower: scaled, cropped or padded, less what fills no whole patch."""
+        from PIL.Image import fromarray
+
+        batch = processor.image_processor(
+            images=image, do_rescale=False, do_normalize=False, return_tensors="pt"
+        )
+        pixels = batch["pixel_values"][0].float().clamp(0, 255).round().byte()
+        height, width = (size - size % processor.patch_size for size in pixels.shape[-2:])
+        return fromarray(pixels[:, :height, :width].permute(1, 2, 0).numpy())
 
 
 class Qwen25VL(Family):
