@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import capa_probe as cp
-from capa_probe.analysis import classify_sinks, measure_sink_dims, sink_summary, sinks
+from capa_probe.analysis import classify_sinks, measure_sink_dims, sink_summary, sink_totals, sinks
 from capa_probe.errors import CapaProbeError
 from capa_probe.tables import SINK_COLUMNS, LayerProfile
 from tests import tiny
@@ -83,6 +83,14 @@ def as_rows(found: pd.DataFrame) -> list[tuple[Any, ...]]:
     return sorted(found[names].itertuples(index=False, name=None))
 
 
+def assert_close(found: Any, wanted: Any) -> None:
+    """Numbers in lists, or in lists in dicts."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        found, wanted = list(found.values()), list(wanted.values())
+    np.testing.assert_allclose(np.array(found, float), np.array(wanted, float), rtol=1e-12)
+
+
 def set_top(table: pd.DataFrame, where: pd.Series, pairs: Sequence[tuple[float, int]]) -> None:
     """Give tokens these (strength, dimension) pairs as their largest ones."""
     for (strength, dim), names in zip(pairs, SINK_COLUMNS, strict=False):
@@ -107,7 +115,7 @@ class TestWhichTokensAreSinks:
     def test_other_columns_are_those_of_the_token(self) -> None:
         prof = profile(WORLD)
         found = classify_sinks(prof, tau=TAU)
-        shared = [name for name in sinks.COLUMNS if name != "role"]
+        shared = [name for name in sinks.COLUMNS if name not in ("others_contribution", "role")]
         own = found[["sample", "layer", "position"]].merge(prof.tokens[prof.tokens["step"] == 0], how="left")
         pd.testing.assert_frame_equal(found[shared], own[shared], check_dtype=False)
 
@@ -144,11 +152,10 @@ class TestWhichTokensAreSinks:
         found, wanted = (classify_sinks(prof, tau=TAU) for prof in (on_disk, in_memory))
         pd.testing.assert_frame_equal(found, wanted)
         for name, value in wanted.attrs.items():
-            # The mean over samples is summed in another order.
-            np.testing.assert_allclose(
-                found.attrs[name], value, rtol=1e-12
-            ) if name == "attention_share" else None
-            assert name == "attention_share" or found.attrs[name] == value
+            if "_share" in name and name != "max_share":  # means over samples are summed in another order
+                assert_close(found.attrs[name], value)
+            else:
+                assert found.attrs[name] == value
         pd.testing.assert_frame_equal(measure_sink_dims(on_disk, TAU), measure_sink_dims(in_memory, TAU))
 
     def test_no_sinks_are_an_empty_table_of_the_same_types(self) -> None:
@@ -229,7 +236,7 @@ def assert_summary(found: pd.DataFrame, table: pd.DataFrame) -> None:
     visual = table[(table["step"] == 0) & (table["kind"] == "visual")]
     summary = sink_summary(found)
     assert summary["layer"].tolist() == sorted(table["layer"].unique())
-    keys = {(s, la, p) for s, la, p, *_ in as_rows(found)}
+    role_of = {(s, la, p): role for s, la, p, *_, role in as_rows(found)}
     for row in summary.itertuples():
         here, mine = visual[visual["layer"] == row.layer], found[found["layer"] == row.layer]
         assert row.n_visual == len(here)
@@ -237,17 +244,41 @@ def assert_summary(found: pd.DataFrame, table: pd.DataFrame) -> None:
         assert row.n_dump == list(mine["role"]).count("dump")
         assert row.n_anchor == list(mine["role"]).count("anchor")
         assert row.share_sinks == pytest.approx(len(mine) / len(here))
-        shares = []
-        for sample in here["sample"].unique():
-            of_sample = here[here["sample"] == sample]
-            taken = [
-                token.attention
-                for token in of_sample.itertuples()
-                if (sample, row.layer, token.position) in keys
-            ]
-            shares.append(sum(taken) / of_sample["attention"].sum())
-        assert row.attention_share == pytest.approx(sum(shares) / len(shares), rel=1e-5)
+        for name in ("attention", "contribution"):
+            for role in ("", "_dump", "_anchor"):
+                shares = []
+                for sample in here["sample"].unique():
+                    of_sample = here[here["sample"] == sample]
+                    taken = [
+                        getattr(token, name)
+                        for token in of_sample.itertuples()
+                        if role_of.get((sample, row.layer, token.position), "none").startswith(role[1:])
+                        and (sample, row.layer, token.position) in role_of
+                    ]
+                    shares.append(sum(taken) / of_sample[name].sum())
+                expected = sum(shares) / len(shares)
+                assert getattr(row, f"{name}_share{role}") == pytest.approx(expected, rel=1e-5)
         assert row.sink_dims == ", ".join(map(str, sorted(set(mine["sink_dim"]))))
+    assert_totals(found, summary, visual)
+
+
+def assert_totals(found: pd.DataFrame, summary: pd.DataFrame, visual: pd.DataFrame) -> None:
+    totals = sink_totals(found)
+    assert totals["role"].tolist() == ["dump", "anchor", "undetermined", "all"]
+    rows, from_2 = as_rows(found), summary[summary["layer"] >= 2]
+    for row in totals.itertuples():
+        own = [each for each in rows if row.role in (each[5], "all")]
+        assert row.n_sinks == len(own)
+        assert row.n_tokens == len({(sample, position) for sample, _, position, *_ in own})
+        np.testing.assert_equal(row.role_share, len(own) / len(rows) if rows else np.nan)
+        assert row.share_sinks == pytest.approx(len(own) / len(visual[visual["layer"] >= 2]))
+        if row.role != "undetermined":
+            suffix = "" if row.role == "all" else f"_{row.role}"
+            for name in ("attention_share", "contribution_share"):
+                assert getattr(row, name) == pytest.approx(from_2[f"{name}{suffix}"].mean())
+    by_role = totals.set_index("role")
+    for name in ("n_sinks", "share_sinks", "attention_share", "contribution_share"):
+        assert by_role[name].iloc[:3].sum() == pytest.approx(by_role[name]["all"])
 
 
 class TestDimensions:
@@ -434,15 +465,17 @@ class TestRoles:
         assert_summary(found, table)
         assert sink_summary(found)["n_undetermined"].tolist() == [0, 0, 16, 0, 0]
 
-    def test_an_unknown_split_names_those_there_are(self) -> None:
-        with pytest.raises(CapaProbeError, match="split='otsu' was given; available: 'non-sink-median'"):
-            classify_sinks(profile(WORLD), tau=TAU, split="otsu")
-
-    def test_a_split_is_one_entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sinks.SPLITS, "all-anchors", lambda found: found["contribution"])
-        found = classify_sinks(profile(WORLD), tau=TAU, split="all-anchors")
-        assert set(found["role"]) == {"anchor"}
-        assert found.attrs["split"] == "all-anchors"
+    def test_what_the_others_contribute_is_kept(self) -> None:
+        found, table = classify_sinks(profile(WORLD), tau=TAU), tokens(WORLD)
+        keys = {(s, la, p) for s, la, p, *_ in as_rows(found)}
+        for sink in found.itertuples():
+            others = [
+                float(token.contribution)
+                for token in table[place(table, sink.sample, sink.layer)].itertuples()
+                if (token.sample, token.layer, token.position) not in keys
+            ]
+            assert sink.others_contribution == pytest.approx(float(np.median(others)))
+            assert sink.role == ("anchor" if sink.contribution >= sink.others_contribution else "dump")
 
 
 class TestSummary:
@@ -462,12 +495,42 @@ class TestSummary:
         found.to_parquet(tmp_path / "sinks.parquet")
         again = pd.read_parquet(tmp_path / "sinks.parquet")
         pd.testing.assert_frame_equal(sink_summary(again), sink_summary(found))
+        pd.testing.assert_frame_equal(sink_totals(again), sink_totals(found))
+
+    def test_what_no_sink_needs_may_be_missing_and_its_share_is_unknown(self) -> None:
+        table = tokens(WORLD)
+        table.loc[place(table, "b", 2), "contribution"] = np.nan
+        found = classify_sinks(profile_of(table, WORLD), tau=TAU)
+        assert sink_summary(found)["contribution_share"].isna().tolist() == [False, False, True, False, False]
+        assert sink_totals(found)["contribution_share"].notna().all()
+
+    def test_a_sample_whose_visual_tokens_get_no_attention_has_no_share(self) -> None:
+        table = tokens(WORLD)
+        table.loc[place(table, "a", 3), "attention"] = 0.0
+        found = classify_sinks(profile_of(table, WORLD), tau=TAU)
+        b = table[place(table, "b", 3)]
+        of_b = b["attention"][b["position"] == 4].iloc[0] / b["attention"].sum()
+        assert sink_summary(found)["attention_share"][3] == pytest.approx(of_b / 2)  # the mean of b and c
+        assert sink_summary(found)["attention_share"].notna().all()
+
+    def test_without_sinks_there_is_nothing_to_share(self) -> None:
+        for prof in (profile(World(sinks=())), profile(World(n_layers=2))):
+            totals = sink_totals(classify_sinks(prof, tau=TAU))
+            assert totals["n_sinks"].tolist() == totals["n_tokens"].tolist() == [0] * 4
+            assert totals["role_share"].isna().all()
+        assert totals["share_sinks"].isna().all()  # no layer from 2 on, and so no visual token either
+        assert totals["attention_share"].isna().all()
 
     def test_a_profile_without_attention_has_no_share(self) -> None:
         table = tokens(WORLD).assign(attention=np.nan)
         summary = sink_summary(classify_sinks(profile_of(table, WORLD), tau=TAU))
         assert summary["attention_share"].isna().tolist() == [False, False, True, True, True]
+        assert summary["attention_share_dump"].isna().tolist() == [False, False, True, True, True]
+        assert summary["contribution_share"].notna().all()
         assert summary["n_sinks"].tolist() == [0, 0, 1, 3, 1]
+        totals = sink_totals(classify_sinks(profile_of(table, WORLD), tau=TAU))
+        assert totals["attention_share"].isna().all()
+        assert totals["contribution_share"].notna().all()
 
     def test_refuses_other_tables_and_parts_of_one(self) -> None:
         found = classify_sinks(profile(WORLD), tau=TAU)
@@ -477,6 +540,8 @@ class TestSummary:
             sink_summary(found.drop(columns="role"))
         with pytest.raises(CapaProbeError, match=r"was given 3 of 5 sinks.*give the whole table"):
             sink_summary(found[found["role"] == "dump"])
+        with pytest.raises(CapaProbeError, match=r"sink_totals was given 3 of 5 sinks"):
+            sink_totals(found[found["role"] == "dump"])
 
 
 class TestProfilesThatWillNotDo:

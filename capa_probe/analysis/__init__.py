@@ -5,14 +5,19 @@ from __future__ import annotations
 from capa_probe.analysis.published import PaperAgreement, paper_agreement
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
 from capa_probe.analysis.sink_dims import measure_sink_dims
-from capa_probe.analysis.sinks import classify_sinks, sink_summary
+from capa_probe.analysis.sinks import classify_sinks
+from capa_probe.analysis.splits import SPLITS, otsu_threshold
+from capa_probe.analysis.summary import sink_summary, sink_totals
 
 __all__ = [
+    "SPLITS",
     "PaperAgreement",
     "classify_sinks",
     "layer_ranges",
     "measure_sink_dims",
+    "otsu_threshold",
     "paper_agreement",
     "redundant_layers",
     "sink_summary",
+    "sink_totals",
 ]

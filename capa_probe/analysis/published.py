@@ -90,5 +90,5 @@ def _found(layers: pd.DataFrame | Iterable[int]) -> tuple[int, ...]:
                 "paper_agreement was given a table without the columns layer and redundant; give what redundant_layers "
                 "returned, or the layers themselves."
             )
-        layers = layers.loc[layers["redundant"].to_numpy(np.bool_), "layer"]
+        layers = layers["layer"].to_numpy(np.int64)[layers["redundant"].to_numpy(np.bool_)]
     return tuple(sorted({int(layer) for layer in layers}))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from capa_probe.analysis.reading import (
-    FIRST_LAYER,
     absolute_tau,
     fact,
     strengths_and_dims,
     visual_counts,
     visual_tokens,
 )
+from capa_probe.analysis.shares import Shares
 from capa_probe.analysis.sink_dims import MAX_SHARE, ChosenDims, choose_dims
+from capa_probe.analysis.splits import OTHERS, ROLES, check_split, roles
+from capa_probe.analysis.summary import SHARED, count_by_layer
 from capa_probe.errors import CapaProbeError
 from capa_probe.measures import TAU
 from capa_probe.tables import LayerProfile
@@ -38,17 +39,9 @@ COLUMNS = (
     "attention_text",
     "contribution",
     "value_norm",
+    OTHERS,
     "role",
 )
-ROLES = ("dump", "anchor", "undetermined")
-#: Median contribution of the non-sink visual tokens of a sink's own sample and layer: for the splits, then dropped.
-_OTHERS = "others_contribution"
-
-#: Name of a split to the function that gives, for a table of all sinks, the contribution from which on each is an
-#: anchor; NaN where that cannot be told. A further split is one more line here.
-SPLITS: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
-    "non-sink-median": lambda sinks: sinks[_OTHERS],
-}
 
 
 def classify_sinks(
@@ -57,6 +50,7 @@ def classify_sinks(
     dims: str | Sequence[int] = "measured",
     split: str = "non-sink-median",
     max_share: float = MAX_SHARE,
+    quantile: float | None = None,
 ) -> pd.DataFrame:
     """The visual tokens that are attention sinks at prefill, with their role.
 
@@ -73,97 +67,76 @@ def classify_sinks(
             themselves.
         split: what makes an anchor. ``"non-sink-median"``: a contribution at or above the median of the visual tokens
             of the same sample and layer that are no sinks; ``"undetermined"``, with a warning, where all are sinks.
+            ``"otsu"``: a contribution in the upper class of Otsu's threshold on log C over all sinks of the layer
+            (see :func:`otsu_threshold`); ``"undetermined"``, with a warning, where all contribute alike.
+            ``"quantile"``: a contribution at or above a quantile of that of all sinks of the layer, by linear
+            interpolation; every layer with a sink then has an anchor. The last two compare samples with one another.
         max_share: with measured dimensions, the largest share of a layer's visual tokens on which one may exceed tau.
+        quantile: with ``split="quantile"``, between 0 and 1; 0.5 if not given.
 
     Returns:
         One row per sink, with the columns ``sample``, ``layer``, ``position``, ``image``, ``tile``, ``row``, ``col``,
         ``sink_strength`` and ``sink_dim`` (over the dimensions in use), ``attention``, ``attention_text``,
-        ``contribution``, ``value_norm``, ``role`` ("dump", "anchor" or "undetermined"); empty where there is no sink.
-        ``.attrs`` says what was used: ``tau`` (absolute), ``tau_given``, ``dims``, ``split``, ``max_share``, and per
-        layer ``dims_per_layer``, ``offsets``, ``n_visual``, ``n_sinks``, ``attention_share``.
+        ``contribution``, ``value_norm``, ``others_contribution`` (median contribution of the visual tokens of the same
+        sample and layer that are no sinks; NaN where there are none), ``role`` ("dump", "anchor" or "undetermined");
+        empty where there is no sink. ``.attrs`` says what was used: ``tau`` (absolute), ``tau_given``, ``dims``,
+        ``split``, ``quantile``, ``max_share``, and per layer ``dims_per_layer``, ``offsets``, ``n_visual``,
+        ``n_sinks``, ``attention_share``, ``contribution_share``, and both shares by role
+        (``attention_share_by_role``, ``contribution_share_by_role``).
 
     Raises:
         CapaProbeError: an argument that cannot be used; a profile without visual token rows or without a column that
             is needed; or a token whose sink strength over ``dims`` cannot be told from the four dimensions kept.
     """
-    if split not in SPLITS:
-        raise CapaProbeError(f"split={split!r} was given; available: {', '.join(map(repr, SPLITS))}.")
+    used_quantile = check_split(split, quantile)
     threshold = absolute_tau(prof, tau)
     chosen = choose_dims(prof, dims, threshold, max_share)
-    shares = _AttentionShares(fact(prof, "n_layers"))
+    n_layers = fact(prof, "n_layers")
+    shares = [Shares(name, n_layers) for name in SHARED]
     found = []
-    for part in visual_tokens(prof, [name for name in COLUMNS if name != "role"]):
+    for part in visual_tokens(prof, [name for name in COLUMNS if name not in (OTHERS, "role")]):
         strength, dim, is_sink = _over(part, chosen, threshold)
         group = part.groupby(["sample", "layer"], sort=False).ngroup().to_numpy().astype(np.int64)
-        shares.add(part, group, is_sink)
         columns: dict[str, NDArray[Any]] = {
             "sink_strength": strength.astype(np.float32),
             "sink_dim": dim.astype(np.int32),
-            _OTHERS: _median_of_others(part, group, is_sink),
+            OTHERS: _median_of_others(part, group, is_sink),
+            **{f"_{share.column}": share.of_each(part, group) for share in shares},
         }
         found.append(part.assign(**columns)[is_sink])
     sinks = pd.concat(found, ignore_index=True)
     # A dtype of strings even where there is no sink to show one.
-    sinks["role"] = pd.Series(_roles(sinks, split), index=sinks.index, dtype=sinks["sample"].dtype)
+    sinks["role"] = pd.Series(roles(sinks, split, used_quantile), sinks.index, sinks["sample"].dtype)
+    shared = _shares_by_role(sinks, shares)
     sinks = sinks[list(COLUMNS)]
     sinks.attrs = {
         "tau": threshold,
         "tau_given": tau if isinstance(tau, str) else float(tau),
         "dims": chosen.asked,
         "split": split,
+        "quantile": used_quantile if split == "quantile" else None,
         "max_share": max_share,
         "dims_per_layer": chosen.found,
         "offsets": chosen.offsets,
         "n_visual": visual_counts(prof).tolist(),
-        "n_sinks": _count_by_layer(sinks, fact(prof, "n_layers")).tolist(),
-        "attention_share": shares.means(),
+        "n_sinks": count_by_layer(sinks, n_layers).tolist(),
+        **shared,
     }
     return sinks
 
 
-def sink_summary(sinks: pd.DataFrame) -> pd.DataFrame:
-    """Sinks by layer and role.
-
-    Args:
-        sinks: the whole table, as :func:`classify_sinks` returned it, with its ``.attrs``.
-
-    Returns:
-        One row per layer of the model: ``layer``, ``n_visual`` (visual tokens, all samples), ``n_sinks``, ``n_dump``,
-        ``n_anchor``, ``n_undetermined``, ``share_sinks`` (of the visual tokens), ``attention_share`` (share of the
-        visual tokens' attention that sinks take, mean over samples; NaN where the profile has no attention), and
-        ``sink_dims`` (dimensions in which the sinks reach their strength, comma-separated). Layers 0 and 1 have no
-        sinks by definition.
-
-    Raises:
-        CapaProbeError: the table is not what :func:`classify_sinks` returned, or only some of its rows.
-    """
-    known = sinks.attrs
-    if not {"n_visual", "n_sinks", "attention_share"} <= set(known) or not set(COLUMNS) <= set(sinks.columns):
-        raise CapaProbeError(
-            "sink_summary was given a table without the columns or the .attrs of classify_sinks; give the table "
-            "that classify_sinks returned."
-        )
-    n_visual = np.asarray(known["n_visual"], dtype=np.int64)
-    counts = _count_by_layer(sinks, len(n_visual))
-    if counts.tolist() != known["n_sinks"]:
-        raise CapaProbeError(
-            f"sink_summary was given {len(sinks)} of {sum(known['n_sinks'])} sinks, for which attention_share would be "
-            "wrong; give the whole table that classify_sinks returned."
-        )
-    layer, dims = sinks["layer"].to_numpy(), sinks["sink_dim"].to_numpy()
-    return pd.DataFrame(
-        {
-            "layer": np.arange(len(n_visual), dtype=np.int32),
-            "n_visual": n_visual,
-            "n_sinks": counts,
-            **{f"n_{role}": _count_by_layer(sinks[sinks["role"] == role], len(n_visual)) for role in ROLES},
-            "share_sinks": np.divide(
-                counts, n_visual, out=np.full(len(n_visual), np.nan), where=n_visual > 0
-            ),
-            "attention_share": np.array(known["attention_share"], dtype=np.float64),  # None becomes NaN
-            "sink_dims": [", ".join(map(str, np.unique(dims[layer == at]))) for at in range(len(n_visual))],
+def _shares_by_role(sinks: pd.DataFrame, shares: Sequence[Shares]) -> dict[Hashable, Any]:
+    layer = sinks["layer"].to_numpy(np.int64)
+    known: dict[Hashable, Any] = {}
+    for share in shares:
+        of_each = sinks[f"_{share.column}"].to_numpy(np.float64)
+        known[f"{share.column}_share"] = share.means(layer, of_each)
+        known[f"{share.column}_share_by_role"] = {
+            role: share.means(layer[own], of_each[own])
+            for role in ROLES
+            for own in [sinks["role"].to_numpy() == role]
         }
-    )
+    return known
 
 
 def _over(
@@ -212,45 +185,3 @@ def _median_of_others(
     others = pd.Series(np.where(is_sink, np.nan, contribution)[here])
     medians[here] = others.groupby(group[here]).transform("median").to_numpy()
     return medians
-
-
-def _roles(sinks: pd.DataFrame, split: str) -> NDArray[np.object_]:
-    threshold = SPLITS[split](sinks).to_numpy(np.float64)
-    unknown = np.isnan(threshold)
-    if unknown.any():
-        first = sinks.iloc[int(unknown.argmax())]
-        warnings.warn(
-            f"The role of {int(unknown.sum())} of {len(sinks)} sinks is undetermined: their sample and layer (first: "
-            f"sample {first['sample']!r}, layer {first['layer']}) has no visual token that is not a sink.",
-            stacklevel=3,
-        )
-    is_anchor = sinks["contribution"].to_numpy(np.float64) >= threshold
-    return np.where(unknown, "undetermined", np.where(is_anchor, "anchor", "dump")).astype(object)
-
-
-def _count_by_layer(sinks: pd.DataFrame, n_layers: int) -> NDArray[np.int64]:
-    return np.bincount(sinks["layer"].to_numpy(np.int64), minlength=n_layers)
-
-
-class _AttentionShares:
-    """Share of the visual tokens' attention that sinks take, averaged over samples while they pass by."""
-
-    def __init__(self, n_layers: int) -> None:
-        self._sum, self._n = np.zeros(n_layers), np.zeros(n_layers)
-        self._n[:FIRST_LAYER] = 1  # no sinks, by definition
-
-    def add(self, part: pd.DataFrame, group: NDArray[np.int64], is_sink: NDArray[np.bool_]) -> None:
-        """Take the tokens of whole (sample, layer) groups."""
-        attention = part["attention"].to_numpy(np.float64)
-        total = np.bincount(group, attention)
-        taken = np.bincount(group, np.where(is_sink, attention, 0.0 * attention))  # NaN stays NaN
-        layer = np.zeros(len(total), dtype=np.int64)
-        layer[group] = part["layer"].to_numpy()
-        some = total != 0  # no attention on any visual token: there is no share of it
-        np.add.at(self._sum, layer[some], taken[some] / total[some])
-        np.add.at(self._n, layer[some], 1)
-
-    def means(self) -> list[Any]:
-        """Per layer; None where it is not known (JSON has no NaN)."""
-        shares = np.divide(self._sum, self._n, out=np.full(len(self._n), np.nan), where=self._n > 0)
-        return [None if np.isnan(share) else float(share) for share in shares]
