@@ -194,7 +194,7 @@ class TestMistakes:
             (["--nonsense"], "No such option"),
             (["profile"], "MODEL"),
             (["profile", "m", "DATA"], "--out"),
-            (["profile", "m", "/nowhere", "--out", "OUT"], "/nowhere is not a folder"),
+            (["profile", "m", "/nowhere", "--out", "OUT"], "/nowhere does not exist"),
             (["profile", "m", "DATA", "--out", "OUT", "--limit", "0"], "--limit"),
             (["profile", "m", "DATA", "--out", "OUT", "--rows", "some"], "--rows"),
             (["profile", "m", "DATA", "--out", "OUT", "--tau", "lots"], "--tau lots"),

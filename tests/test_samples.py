@@ -164,9 +164,9 @@ class TestLoadSamples:
         assert len(load_samples(folder)) == 1
 
     def test_no_folder_no_file_no_sample(self, tmp_path: Path) -> None:
-        with pytest.raises(CapaProbeError, match=r"nowhere is not a folder; give a folder"):
+        with pytest.raises(CapaProbeError, match=r"nowhere does not exist; give a folder with samples"):
             load_samples(tmp_path / "nowhere")
-        with pytest.raises(CapaProbeError, match=r"samples\.jsonl does not exist"):
+        with pytest.raises(CapaProbeError, match=r"holds no samples\.jsonl, no images and no dataset; give"):
             load_samples(tmp_path)
         with pytest.raises(CapaProbeError, match=r"questions\.jsonl does not exist"):
             load_samples(tmp_path / "questions.jsonl")

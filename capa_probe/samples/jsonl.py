@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.samples.sample import Sample, is_list_of
+from capa_probe.samples.sample import Sample, image_path, is_list_of
 
 SAMPLES_FILE = "samples.jsonl"
 
 
-def load_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
-    """Read a data folder.
+def read_jsonl(file: Path, limit: int | None = None) -> list[Sample]:
+    """Read a data folder's ``samples.jsonl``.
+
+    One JSON object a line::
+
+        {"id": "7-colour", "image": "images/7.png", "question": "what color is the circle", "answers": ["red"]}
+
+    ``images`` takes a list of paths instead of ``image``'s one; paths are relative to the file's folder; ``answers``
+    and ``task`` may be left out, and further fields are ignored.
 
     Args:
-        path: the folder, or the ``.jsonl`` file in it.
+        file: the file.
         limit: read only the first so many samples; None reads all.
 
     Returns:
-        The samples in file order, with image paths made absolute or relative to the working directory; they are
-        looked at only when they are opened.
+        The samples in file order; their images are looked at only when they are opened.
 
     Raises:
-        CapaProbeError: the folder or the file is missing, a line is no JSON object or lacks a field,
-            an id comes twice, or there is no sample; the message names the file and line.
+        CapaProbeError: the file is missing, a line is no JSON object or lacks a field, an image path leads out of
+            the folder, an id comes twice, or there is no sample; the message names the file and line.
     """
-    if limit is not None and limit < 1:
-        raise CapaProbeError(
-            f"limit={limit} was given for the number of samples; give 1 or more, or leave it out."
-        )
-    file = Path(path)
-    if file.is_dir():
-        file = file / SAMPLES_FILE
-    elif file.suffix != ".jsonl":
-        raise CapaProbeError(f"{path} is not a folder; give a folder with {SAMPLES_FILE} and images.")
     if not file.is_file():
         raise CapaProbeError(
             f"{file} does not exist; a data folder needs it, with one line of JSON "
             '({"id", "image", "question", "answers"}) per sample.'
         )
-
     samples: list[Sample] = []
     line_of: dict[str, int] = {}
     for number, record in _records(file):
@@ -101,16 +96,10 @@ def _to_sample(record: Any, folder: Path) -> Sample:
     names = [record["image"]] if "image" in record else record["images"]
     if not is_list_of(names, str):
         raise CapaProbeError(f'"image" must be a path and "images" a list of paths, but {names!r} was given.')
-    for name in names:
-        if not name or Path(name).is_absolute() or Path(normpath(name)).parts[:1] == ("..",):
-            raise CapaProbeError(
-                f"image {name!r} is not a file in {folder}; put the images there or link them, and give paths "
-                "relative to that folder."
-            )
+    images = [image_path(name, folder) for name in names]
     number = record["id"]
     # Data sets often count: 17 is taken for "17", but true and 1.5 are mistakes.
     sample_id = str(number) if isinstance(number, int) and not isinstance(number, bool) else number
-    images = [folder / name for name in names]
     return Sample(sample_id, images, record["question"], record.get("answers", ()), record.get("task"))
 
 

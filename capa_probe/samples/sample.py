@@ -6,6 +6,7 @@ import io
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -131,6 +132,20 @@ def is_list_of(values: Any, kind: Any) -> bool:
         and not isinstance(values, (str, bytes))
         and all(isinstance(value, kind) for value in values)
     )
+
+
+def image_path(name: str, folder: Path) -> Path:
+    """Where the image of that name lies, if this is in the folder.
+
+    Raises:
+        CapaProbeError: the name is empty, absolute, or leads out of the folder.
+    """
+    if not name or Path(name).is_absolute() or Path(normpath(name)).parts[:1] == ("..",):
+        raise CapaProbeError(
+            f"image {name!r} is not a file in {folder}; put the images there or link them, and give paths relative "
+            "to that folder."
+        )
+    return folder / name
 
 
 def _is_empty(source: ImageSource) -> bool:
