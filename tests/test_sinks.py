@@ -284,8 +284,9 @@ def assert_totals(found: pd.DataFrame, summary: pd.DataFrame, visual: pd.DataFra
 class TestDimensions:
     def test_measured(self) -> None:
         found = measure_sink_dims(profile(WORLD), TAU)
-        assert found.to_dict("records") == [
-            {"layer": layer, "dim": dim, "n_tokens": n, "share": n / 48, "largest": largest, "offset": False}
+        names = ["layer", "dim", "n_tokens", "share", "largest", "offset", "n_samples"]
+        assert found[names].to_numpy().tolist() == [
+            [layer, dim, n, n / 48, largest, False, n]
             for layer, dim, n, largest in ((2, 7, 1, 25.0), (3, 7, 2, 25.0), (3, 8, 1, 12.5), (4, 9, 1, 25.0))
         ]
 

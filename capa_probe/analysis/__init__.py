@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from capa_probe.analysis.published import PaperAgreement, paper_agreement
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
-from capa_probe.analysis.sink_dims import measure_sink_dims
+from capa_probe.analysis.sink_dims import measure_sink_dims, model_sink_dims
 from capa_probe.analysis.sinks import classify_sinks
 from capa_probe.analysis.splits import SPLITS, otsu_threshold
 from capa_probe.analysis.summary import sink_summary, sink_totals
@@ -15,6 +15,7 @@ __all__ = [
     "classify_sinks",
     "layer_ranges",
     "measure_sink_dims",
+    "model_sink_dims",
     "otsu_threshold",
     "paper_agreement",
     "redundant_layers",

@@ -84,11 +84,12 @@ def paper_agreement(
 
 
 def _found(layers: pd.DataFrame | Iterable[int]) -> tuple[int, ...]:
-    if isinstance(layers, pd.DataFrame):
-        if not {"layer", "redundant"} <= set(layers.columns):
-            raise CapaProbeError(
-                "paper_agreement was given a table without the columns layer and redundant; give what redundant_layers "
-                "returned, or the layers themselves."
-            )
-        layers = layers["layer"].to_numpy(np.int64)[layers["redundant"].to_numpy(np.bool_)]
-    return tuple(sorted({int(layer) for layer in layers}))
+    if not isinstance(layers, pd.DataFrame):
+        return tuple(sorted({int(layer) for layer in layers}))
+    if not {"layer", "redundant"} <= set(layers.columns):
+        raise CapaProbeError(
+            "paper_agreement was given a table without the columns layer and redundant; give what redundant_layers "
+            "returned, or the layers themselves."
+        )
+    found = layers["layer"].to_numpy(np.int64)[layers["redundant"].to_numpy(np.bool_)]
+    return tuple(sorted(found.tolist()))

@@ -72,6 +72,14 @@ def visual_counts(prof: LayerProfile) -> NDArray[np.int64]:
     return counts[: fact(prof, "n_layers")]
 
 
+def visual_counts_by_sample(prof: LayerProfile) -> pd.DataFrame:
+    """Visual tokens at prefill of each sample that has any, in the profile's order: samples x layers of the model."""
+    table = prof.layers
+    table = table[(table["step"] == 0) & (table["kind"] == "visual")]
+    counts = table.pivot_table(index="sample", columns="layer", values="n_tokens", aggfunc="sum", sort=False)
+    return counts.reindex(columns=range(fact(prof, "n_layers"))).fillna(0).astype(np.int64)
+
+
 def absolute_tau(prof: LayerProfile, tau: object) -> float:
     """The threshold on sink strength at this profile's width (see :func:`capa_probe.measures.resolve_tau`).
 

@@ -146,5 +146,10 @@ def _check(eta: object, confidence: object, seed: object) -> None:
             raise CapaProbeError(
                 f"{name}={value!r} was given; give a number between {low} and 1, such as {default:g}."
             )
+    check_seed(seed)
+
+
+def check_seed(seed: object) -> None:
+    """Raise CapaProbeError unless the seed of a bootstrap is a whole number of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise CapaProbeError(f"seed={seed!r} was given; give a whole number of at least 0.")

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.analysis.reading import absolute_tau, fact, strengths_and_dims, visual_counts, visual_tokens
-from capa_probe.analysis.redundancy import layer_ranges
+from capa_probe.analysis.dims_in_use import MAX_SHARE, DimCounts, count_dims, restriction
+from capa_probe.analysis.reading import absolute_tau, visual_counts_by_sample
+from capa_probe.analysis.redundancy import N_RESAMPLES, check_seed, layer_ranges
 from capa_probe.errors import CapaProbeError
 from capa_probe.measures import TAU
-from capa_probe.tables import SINK_COLUMNS, LayerProfile
+from capa_probe.tables import LayerProfile
 
-#: A dimension that exceeds tau on a larger share of a layer's visual tokens is an offset, not a sink dimension.
-MAX_SHARE = 0.25
+#: Counts of resamples or samples held at once (8 bytes each).
+_COUNTS_AT_ONCE = 2**22
+_MODEL_COLUMNS = {
+    "dim": "int32",
+    "n_layers": "int64",
+    "layers": "str",
+    "offset_layers": "str",
+    "n_tokens": "int64",
+    "n_samples": "int64",
+    "largest": "float64",
+    "stability": "float64",
+    "published": "boolean",
+}
 
 
 def measure_sink_dims(
-    prof: LayerProfile, tau: float | str = TAU, max_share: float = MAX_SHARE
+    prof: LayerProfile, tau: float | str = TAU, max_share: float = MAX_SHARE, seed: int = 0
 ) -> pd.DataFrame:
     """The dimensions in which visual tokens exceed tau, layer by layer, at prefill.
 
@@ -33,121 +39,38 @@ def measure_sink_dims(
         prof: a profile with its visual tokens.
         tau: threshold on sink strength, absolute or ``"relative"`` (see :func:`capa_probe.measures.resolve_tau`).
         max_share: largest share of a layer's visual tokens on which a sink dimension may exceed tau.
+        seed: of the bootstrap.
 
     Returns:
         One row per layer (from layer 2) and dimension that exceeds tau on at least one visual token: ``layer``,
         ``dim``, ``n_tokens`` and ``share`` of the layer's visual tokens, ``largest`` sink strength, ``offset``
-        (share > max_share). Four dimensions are kept per token, so where a token's fourth exceeds tau too
-        ``n_tokens`` is a lower bound for the others. Empty where nothing exceeds tau.
+        (share > max_share), ``n_samples`` in which it exceeds tau, ``stability`` (share of 2000 bootstrap resamples of
+        the samples with visual tokens in which it exceeds tau and is no offset; NaN with fewer than two samples),
+        and ``published`` (whether it is among those published for this model; NA where none are). Four dimensions are
+        kept per token, so where a token's fourth exceeds tau too ``n_tokens`` is a lower bound for the others. Empty
+        where nothing exceeds tau. ``.attrs`` holds ``tau``, ``max_share``, ``seed``, ``n_samples`` (with visual
+        tokens), ``published`` (None where none are), and of these ``published_not_found`` (exceed tau nowhere) and
+        ``published_not_measured`` (the profile was restricted to other dimensions).
 
     Raises:
-        CapaProbeError: an unusable ``tau`` or ``max_share``, or a profile without visual token rows or sink strength.
+        CapaProbeError: an unusable ``tau``, ``max_share`` or ``seed``, or a profile without visual token rows or sink
+            strength.
     """
-    return _table(_count(prof, absolute_tau(prof, tau), max_share))
-
-
-@dataclass(frozen=True)
-class ChosenDims:
-    """Dimensions in use, per layer, and how they were found."""
-
-    in_use: NDArray[np.bool_]  # (layer, d_model)
-    #: Whether the four dimensions kept per token are all that sink strength was measured over.
-    complete: bool
-    #: As asked for: "measured", "published", or the dimensions.
-    asked: str | list[int]
-    #: Dimensions in use that exceed tau, per layer.
-    found: list[list[int]]
-    #: Dimensions that exceed tau on too many tokens, per layer; left out where dimensions are measured.
-    offsets: list[list[int]]
-
-
-def choose_dims(
-    prof: LayerProfile, dims: str | Sequence[int], tau: float, max_share: float = MAX_SHARE
-) -> ChosenDims:
-    """Measure, look up or check the dimensions that sink strength is taken over.
-
-    Args:
-        prof: a profile with its visual tokens.
-        dims: "measured", "published" or explicit dimensions.
-        tau: absolute threshold.
-        max_share: as in :func:`measure_sink_dims`.
-
-    Raises:
-        CapaProbeError: dimensions that are not there, or not among those that the profile was restricted to.
-    """
-    counts = _count(prof, tau, max_share)
-    restricted = _restriction(prof)
-    named = _named(prof, dims, restricted)
-    if named is None:
-        in_use = ~counts.is_offset
-        asked: str | list[int] = "measured"
-    else:
-        in_use = np.zeros_like(counts.is_offset)
-        in_use[:, named] = True
-        asked = dims if isinstance(dims, str) else named
-    offsets = counts.is_offset & (in_use | (named is None))
-    _warn_of_offsets(offsets, named is None, tau, max_share)
-    if named is None:
-        _warn_of_hidden(counts, tau)
-    return ChosenDims(
-        in_use=in_use,
-        complete=_is_complete(restricted),
-        asked=asked,
-        found=_per_layer(in_use & (counts.n_tokens > 0)),
-        offsets=_per_layer(offsets),
-    )
-
-
-@dataclass(frozen=True)
-class _Counts:
-    """(layer, d_model) each: on how many visual tokens a dimension exceeds tau, and how strong it gets."""
-
-    n_tokens: NDArray[np.int64]
-    #: Tokens whose four largest dimensions exceed tau without this one: it may exceed tau there, unseen.
-    n_unseen: NDArray[np.int64]
-    largest: NDArray[np.float64]
-    is_offset: NDArray[np.bool_]
-    n_visual: NDArray[np.int64]  # (layer,)
-    max_share: float
-
-
-def _count(prof: LayerProfile, tau: float, max_share: float) -> _Counts:
-    if isinstance(max_share, (bool, str)) or not 0 < max_share <= 1:
-        raise CapaProbeError(
-            f"max_share={max_share!r} was given; give a share above 0 and up to 1, such as 0.25."
-        )
-    n_layers, d_model = fact(prof, "n_layers"), fact(prof, "d_model")
-    complete = _is_complete(_restriction(prof))
-    cells = n_layers * d_model
-    n_tokens, in_full = np.zeros(cells, dtype=np.int64), np.zeros(cells, dtype=np.int64)
-    n_full = np.zeros(n_layers, dtype=np.int64)
-    largest = np.zeros(cells)
-    for part in visual_tokens(prof, []):
-        strengths, dims = strengths_and_dims(part)
-        layer = part["layer"].to_numpy(np.int64)
-        cell = layer[:, None] * d_model + dims
-        over = strengths > tau  # NaN, and with it dimension -1, is not
-        n_tokens += np.bincount(cell[over], minlength=cells)
-        np.maximum.at(largest, cell[over], strengths[over])
-        full = over.all(axis=1) & (not complete)
-        n_full += np.bincount(layer[full], minlength=n_layers)
-        in_full += np.bincount(cell[full].ravel(), minlength=cells)
-    shape = n_layers, d_model
-    n_visual = visual_counts(prof)
-    return _Counts(
-        n_tokens=n_tokens.reshape(shape),
-        n_unseen=n_full[:, None] - in_full.reshape(shape),
-        largest=largest.reshape(shape),
-        is_offset=n_tokens.reshape(shape) > max_share * n_visual[:, None],
-        n_visual=n_visual,
-        max_share=max_share,
-    )
-
-
-def _table(counts: _Counts) -> pd.DataFrame:
+    check_seed(seed)
+    threshold = absolute_tau(prof, tau)
+    counts = count_dims(prof, threshold, max_share)
+    n_visual = visual_counts_by_sample(prof)
     layer, dim = np.nonzero(counts.n_tokens)
     n_tokens = counts.n_tokens[layer, dim]
-    return pd.DataFrame(
+    cells = layer * counts.n_tokens.shape[1] + dim
+    seen_on = counts.by_sample.groupby("cell").size().reindex(cells)
+
+    published = prof.manifest.get("published_sink_dims")
+    known = None if not published else sorted({int(each) for each in published})
+    restricted = restriction(prof)
+    not_measured = [each for each in known or () if restricted is not None and each not in restricted]
+    found = set(dim.tolist())
+    table = pd.DataFrame(
         {
             "layer": layer.astype(np.int32),
             "dim": dim.astype(np.int32),
@@ -155,97 +78,102 @@ def _table(counts: _Counts) -> pd.DataFrame:
             "share": n_tokens / counts.n_visual[layer],
             "largest": counts.largest[layer, dim],
             "offset": counts.is_offset[layer, dim],
+            "n_samples": seen_on.to_numpy(np.int64),
+            "stability": _stability(counts, cells, n_visual, seed),
+            "published": pd.array(
+                [None if known is None else each in known for each in dim], dtype="boolean"
+            ),
         }
     )
+    table.attrs = {
+        "tau": threshold,
+        "max_share": float(max_share),
+        "seed": int(seed),
+        "n_samples": len(n_visual),
+        "published": known,
+        "published_not_found": [
+            each for each in known or () if each not in found and each not in not_measured
+        ],
+        "published_not_measured": not_measured,
+    }
+    return table
 
 
-def _restriction(prof: LayerProfile) -> list[int] | None:
-    """The dimensions that sink strength was restricted to when the profile was made."""
-    dims: Any = prof.manifest.get("sink_dims")
-    return None if dims is None else [int(dim) for dim in dims]
+def model_sink_dims(dims: pd.DataFrame) -> pd.DataFrame:
+    """The sink dimensions of the model as a whole, and what became of the published ones.
 
+    Args:
+        dims: the table, as :func:`measure_sink_dims` returned it, with its ``.attrs``.
 
-def _is_complete(restricted: list[int] | None) -> bool:
-    return restricted is not None and len(restricted) <= len(SINK_COLUMNS)
+    Returns:
+        One row per dimension that is a sink dimension in some layer or has been published for this model, those of
+        most layers first: ``dim``, ``n_layers`` and ``layers`` ("2-31") where it is a sink dimension,
+        ``offset_layers`` where it is an offset, ``n_tokens`` (a token counts in every layer), ``n_samples`` and
+        ``largest`` (of any layer), ``stability`` (that of its most stable layer: at least as large a share of resamples
+        finds it in some layer), ``published`` (NA where none are).
 
-
-def _named(prof: LayerProfile, dims: str | Sequence[int], restricted: list[int] | None) -> list[int] | None:
-    """The set of dimensions that was asked for; None where they are to be measured among all."""
-    if isinstance(dims, str) and dims == "measured":
-        return restricted
-    if isinstance(dims, str) and dims == "published":
-        published = prof.manifest.get("published_sink_dims")
-        if not published:
-            raise CapaProbeError(
-                f'dims="published" was given, but no sink dimensions are published for '
-                f'{prof.manifest.get("model", "this model")}; use dims="measured" or give the dimensions.'
-            )
-        named = sorted({int(dim) for dim in published})
-    else:
-        named = _explicit(dims, fact(prof, "d_model"))
-    outside = [] if restricted is None else sorted(set(named) - set(restricted))
-    if outside:
+    Raises:
+        CapaProbeError: the table is not what :func:`measure_sink_dims` returned.
+    """
+    if "published_not_found" not in dims.attrs or not {"dim", "offset", "stability"} <= set(dims.columns):
         raise CapaProbeError(
-            f"dims={dims!r} was given, but sink strength was measured over sink_dims={restricted} only, without "
-            f"{', '.join(map(str, outside))}; give dimensions of that set or profile again with sink_dims={named}."
+            "model_sink_dims was given a table without the columns or the .attrs of measure_sink_dims; give the table "
+            "that measure_sink_dims returned."
         )
-    return named
-
-
-def _explicit(dims: str | Sequence[int], d_model: int) -> list[int]:
-    try:
-        if isinstance(dims, str) or any(isinstance(dim, (bool, np.bool_)) for dim in dims):
-            raise TypeError
-        named = sorted({operator.index(dim) for dim in dims})
-    except TypeError:
-        named = []
-    if not named or named[0] < 0 or named[-1] >= d_model:
-        raise CapaProbeError(
-            f'dims={dims!r} was given; give "measured", "published", or at least one dimension, each a whole number '
-            f"from 0 to {d_model - 1}."
+    published = dims.attrs["published"]
+    names = sorted({*dims.loc[~dims["offset"], "dim"].tolist(), *(published or ())})
+    measurable = dims.attrs["n_samples"] > 1
+    rows = []
+    for name in names:
+        own = dims[dims["dim"] == name]
+        here = own[~own["offset"]]
+        never = 0.0 if measurable and name not in dims.attrs["published_not_measured"] else np.nan
+        rows.append(
+            {
+                "dim": name,
+                "n_layers": len(here),
+                "layers": layer_ranges(here["layer"]),
+                "offset_layers": layer_ranges(own.loc[own["offset"], "layer"]),
+                "n_tokens": int(here["n_tokens"].sum()),
+                "n_samples": int(here["n_samples"].max()) if len(here) else 0,
+                "largest": float(here["largest"].max()) if len(here) else np.nan,
+                "stability": float(here["stability"].max()) if len(here) else never,
+                "published": None if published is None else name in published,
+            }
         )
-    return named
-
-
-def _warn_of_offsets(offsets: NDArray[np.bool_], excluded: bool, tau: float, max_share: float) -> None:
-    if offsets.any():
-        what = (
-            "offsets rather than sink dimensions, left out in these layers"
-            if excluded
-            else "offsets rather than sink dimensions, kept because they were asked for by name"
-        )
-        warnings.warn(
-            f"These dimensions exceed tau={tau:g} on more than {max_share:.0%} of a layer's visual tokens: "
-            f"{_by_dim(offsets)}; they are {what}.",
-            stacklevel=4,
-        )
-
-
-def _warn_of_hidden(counts: _Counts, tau: float) -> None:
-    """Four dimensions per token are kept: a dimension may be an offset and hide behind four larger ones."""
-    at_most = counts.n_tokens + counts.n_unseen
-    doubtful = (
-        (counts.n_tokens > 0) & ~counts.is_offset & (at_most > counts.max_share * counts.n_visual[:, None])
+    table = pd.DataFrame(rows, columns=list(_MODEL_COLUMNS)).astype(_MODEL_COLUMNS)
+    return table.sort_values(
+        ["n_layers", "n_tokens", "dim"], ascending=[False, False, True], ignore_index=True
     )
-    if doubtful.any():
-        layers = np.asarray(doubtful.any(axis=1))
-        warnings.warn(
-            f"sink_strength_4 exceeds tau={tau:g} on so many visual tokens at {_at(layers)} that sink "
-            f"dimensions measured there ({int(doubtful.any(axis=0).sum())}) may be offsets, hidden behind four larger "
-            "ones; raise tau, or profile again with sink_dims=[...] to look at up to four dimensions exactly.",
-            stacklevel=4,
-        )
 
 
-def _at(layers: NDArray[np.bool_]) -> str:
-    return f"layer{'s' if layers.sum() > 1 else ''} {layer_ranges(np.flatnonzero(layers))}"
+def _stability(
+    counts: DimCounts, cells: NDArray[np.int64], n_visual: pd.DataFrame, seed: int
+) -> NDArray[np.float64]:
+    """Share of resamples of samples in which each cell is a sink dimension again: (cell,)."""
+    n = len(n_visual)
+    if n < 2:
+        return np.full(len(cells), np.nan)
+    visual = n_visual.to_numpy(np.float64)
+    sample = n_visual.index.get_indexer(pd.Index(counts.by_sample["sample"]))
+    column = np.searchsorted(cells, counts.by_sample["cell"])
+    n_tokens = counts.by_sample["n_tokens"].to_numpy(np.float64)
+    layer = cells // counts.n_tokens.shape[1]
 
-
-def _by_dim(table: NDArray[np.bool_]) -> str:
-    dims = np.flatnonzero(table.any(axis=0))
-    shown = [f"dimension {dim} at {_at(table[:, dim])}" for dim in dims[:20]]
-    return "; ".join(shown) + (f"; and {len(dims) - 20} more" if len(dims) > 20 else "")
-
-
-def _per_layer(table: NDArray[np.bool_]) -> list[list[int]]:
-    return [[int(dim) for dim in np.flatnonzero(row)] for row in table]
+    rng = np.random.default_rng(seed)
+    found = np.zeros(len(cells))
+    at_once = max(1, _COUNTS_AT_ONCE // n)
+    for begin in range(0, N_RESAMPLES, at_once):
+        size = min(at_once, N_RESAMPLES - begin)
+        # How often each sample was drawn is multinomial: a resample is then one row of a matrix product.
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        allowed = counts.max_share * (drawn @ visual)  # (resample, layer)
+        width = max(1, _COUNTS_AT_ONCE // max(n, size))
+        for first in range(0, len(cells), width):
+            inside = (column >= first) & (column < first + width)
+            block = np.zeros((n, min(width, len(cells) - first)))
+            block[sample[inside], column[inside] - first] = n_tokens[inside]
+            again = drawn @ block
+            of_layer = allowed[:, layer[first : first + width]]
+            found[first : first + width] += ((again > 0) & (again <= of_layer)).sum(axis=0)
+    return found / N_RESAMPLES

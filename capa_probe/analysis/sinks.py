@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from capa_probe.analysis.dims_in_use import MAX_SHARE, ChosenDims, choose_dims
 from capa_probe.analysis.reading import (
     absolute_tau,
     fact,
@@ -17,7 +18,6 @@ from capa_probe.analysis.reading import (
     visual_tokens,
 )
 from capa_probe.analysis.shares import Shares
-from capa_probe.analysis.sink_dims import MAX_SHARE, ChosenDims, choose_dims
 from capa_probe.analysis.splits import OTHERS, ROLES, check_split, roles
 from capa_probe.analysis.summary import SHARED, count_by_layer
 from capa_probe.errors import CapaProbeError
