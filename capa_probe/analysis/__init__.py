@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from capa_probe.analysis.bimodality import sink_bimodality
 from capa_probe.analysis.published import PaperAgreement, paper_agreement
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
 from capa_probe.analysis.sink_dims import measure_sink_dims, model_sink_dims
 from capa_probe.analysis.sinks import classify_sinks
 from capa_probe.analysis.splits import SPLITS, otsu_threshold
+from capa_probe.analysis.stability import role_stability
 from capa_probe.analysis.summary import sink_summary, sink_totals
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "otsu_threshold",
     "paper_agreement",
     "redundant_layers",
+    "role_stability",
+    "sink_bimodality",
     "sink_summary",
     "sink_totals",
 ]
