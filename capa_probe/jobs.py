@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from capa_probe.console import quiet_transformers, report, status
-from capa_probe.errors import CapaProbeError
+from capa_probe.console import quiet_transformers, show, status
+from capa_probe.errors import CapaProbeError, OtherRunError
 from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
-from capa_probe.run_folder import remove_profile
+from capa_probe.run_folder import locked, remove_profile
 from capa_probe.samples import Sample
 from capa_probe.tables import LayerProfile, is_finished
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
-_PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json")
+_PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json", ".lock")
 
 
 def run(
     model: str,
-    samples: list[Sample],
+    samples: Sequence[Sample],
     out: Path,
     tau: float | str = "auto",
     eta: float = 0.96,
     device: str = "auto",
     load: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    own_model: Path | None = None,
     **settings: Any,
 ) -> None:
-    """Profile, analyse, write, draw, and print the summary; what both commands do.
+    """Profile, keep examples, analyse, write, draw, and print the summary; what both commands do.
 
     Args:
         model: name or folder.
@@ -41,10 +44,12 @@ def run(
         eta: threshold on the FFN cosine.
         device: "auto", "cpu" or "cuda".
         load: options of ``HookedLVLM.from_pretrained``.
+        overwrite: start anew, whatever run lies in ``out``.
+        own_model: a run of this model with other settings is replaced without being asked (the demo).
         **settings: options of ``profile``.
 
     Raises:
-        CapaProbeError: anything given cannot be used. Once profiling is over, the profile stays in any case.
+        CapaProbeError: anything given cannot be used. What was finished stays in any case.
         KeyboardInterrupt: with what became of the profile as its text.
     """
     choose_probes(settings.get("probes", "default"))
@@ -57,36 +62,50 @@ def run(
             raise CapaProbeError(
                 f"No sink dimensions are published for {model}; leave --sink-dims out to measure them."
             )
-    prof = None
+    prof, reused = None, is_finished(out) and not overwrite
     try:
-        with quiet_transformers():
-            prof = profile(lvlm, samples, out=out, **settings)
-        with status("analysing"):
-            findings = find(prof, tau=tau, eta=eta)
-            files = write(prof, findings, out)
+        with locked(out), quiet_transformers():
+            try:
+                prof = profile(lvlm, samples, out=out, overwrite=overwrite, **settings)
+            except OtherRunError:
+                if own_model is None:
+                    raise
+                clear(out, own_model)
+                reused = False
+                prof = profile(lvlm, samples, out=out, **settings)
+            with status("analysing"):
+                findings = find(prof, tau=tau, eta=eta)
+                remove(out)  # an earlier analysis may have written more
+                files = write(prof, findings, out)
     except KeyboardInterrupt:
-        state = "is not finished; the same command starts it anew" if prof is None else "is finished"
+        state = "is not finished; the same command goes on from here" if prof is None else "is finished"
         raise KeyboardInterrupt(f"the profile in {out} {state}") from None
     except (CapaProbeError, OSError) as error:
+        if prof is None and isinstance(error, OSError):  # a full disk, say
+            raise CapaProbeError(
+                f"The profile in {out} was stopped ({error.strerror or error}); what is finished stays, and the same "
+                "command goes on from there."
+            ) from error
         if prof is None:
             raise
         raise CapaProbeError(
             f"The profile is finished and lies in {out}, but what follows failed: {error}"
         ) from error
-    report(prof, findings, files, out)
+    show(prof, findings, files, out, reused)
 
 
-def clear_demo(out: Path, model: Path) -> None:
-    """Remove an earlier demo from its folder: our own files, by their names.
+def clear(out: Path, model: Path) -> None:
+    """Remove an earlier run of a model from its folder: our own files, by their names.
 
     Raises:
-        CapaProbeError: the folder holds a profile of something else, or files that are not ours.
+        CapaProbeError: the folder holds a run of another model, or files that are not ours.
     """
-    if not is_finished(out):
-        return
-    found = LayerProfile.load(out).manifest.get("model")
-    if Path(str(found)).name != model.name:
-        raise CapaProbeError(f"{out} holds a profile of {found}, not of the demo model; give another --out.")
+    if is_finished(out):
+        found = LayerProfile.load(out).manifest.get("model")
+        if Path(str(found)).name != model.name:
+            raise CapaProbeError(
+                f"{out} holds a profile of {found}, not of {model.name}; give another --out."
+            )
     names = {*_PROFILE, *(Path(name).parts[0] for name in FILES)}
     others = [str(path.relative_to(out)) for path in out.iterdir() if path.name not in names]
     others += [
@@ -96,7 +115,7 @@ def clear_demo(out: Path, model: Path) -> None:
     ]
     if others:
         raise CapaProbeError(
-            f"{out} holds {', '.join(sorted(others))} beside the earlier demo, and that is not capa_probe's to remove; "
+            f"{out} holds {', '.join(sorted(others))} beside an earlier run, and that is not capa_probe's to remove; "
             "move it away or give another --out."
         )
     remove(out)

@@ -32,16 +32,20 @@ from capa_probe.tables import (
 #: Holds the summaries of finished parts until the layers table is made of them.
 LAYERS_FOLDER = "layers"
 _LOCK_FILE = ".lock"
+_FILES = (MANIFEST_FILE, LAYERS_FILE, UNFINISHED_FILE)
 
 
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes out of a run's folder, which is made if need be; ends with the process, however that ends.
+    """Keep other processes out of a run's folder until the block, or the process, ends, in whatever way.
+
+    The folder is made if need be, and removed again if it stays empty.
 
     Raises:
         CapaProbeError: another process is writing to it.
     """
     folder = Path(path)
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     # One lock per path and process, so that whoever holds it may take it again.
     lock = FileLock(folder.absolute() / _LOCK_FILE, is_singleton=True)
@@ -58,6 +62,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
             with suppress(OSError):  # Windows keeps a file that is open
                 (folder / _LOCK_FILE).unlink(missing_ok=True)
         lock.release()
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -74,7 +80,7 @@ def check_output(path: str | os.PathLike[str]) -> None:
     if (folder / _LOCK_FILE).exists():
         with locked(folder):
             pass
-    others = any(file.name != _LOCK_FILE for file in folder.iterdir())
+    others = {file.name for file in folder.iterdir()} - {_LOCK_FILE, f"{UNFINISHED_FILE}.tmp"}
     if others and not is_unfinished(folder) and not is_finished(folder):
         raise CapaProbeError(f"{path} is not empty and holds no profile; give a new or empty folder.")
 
@@ -111,9 +117,11 @@ def begin(
             refuse_other(path, begun, settings)
             return "resume"
         remove_profile(folder)
-    (folder / TOKENS_FOLDER).mkdir(parents=True, exist_ok=True)
-    (folder / LAYERS_FOLDER).mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # First of all: whatever else lies there is then known to be ours.
     write_json(folder / UNFINISHED_FILE, {"format_version": FORMAT_VERSION, "begun_with": settings})
+    for name in (TOKENS_FOLDER, LAYERS_FOLDER):
+        (folder / name).mkdir(exist_ok=True)
     return "new"
 
 
@@ -142,16 +150,16 @@ def remove_profile(path: str | os.PathLike[str]) -> None:
     write_json(folder / UNFINISHED_FILE, {"format_version": FORMAT_VERSION})
     for name in (MANIFEST_FILE, LAYERS_FILE):
         (folder / name).unlink(missing_ok=True)
-        (folder / f"{name}.tmp").unlink(missing_ok=True)
     for name in (TOKENS_FOLDER, LAYERS_FOLDER):
         _remove_parts(folder / name)
-    (folder / UNFINISHED_FILE).unlink()
+    tidy(folder)
 
 
 def tidy(folder: Path) -> None:
     """Remove what only an unfinished profile needs."""
     _remove_parts(folder / LAYERS_FOLDER)
-    (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+    for name in (UNFINISHED_FILE, *(f"{name}.tmp" for name in _FILES)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_parts(folder: Path) -> None:

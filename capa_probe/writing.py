@@ -44,7 +44,7 @@ class ProfileWriter:
 
     Args:
         out: the folder to write to; None keeps the tables in memory.
-        rows_per_part: batches are gathered until a part has at least so many rows.
+        rows_per_part: batches are gathered until a part has at least so many rows; by default ``ROWS_PER_PART``.
         resume: go on after the finished parts in ``out`` (see :func:`capa_probe.run_folder.begin`).
 
     Attributes:
@@ -57,9 +57,9 @@ class ProfileWriter:
     """
 
     def __init__(
-        self, out: Path | None = None, rows_per_part: int = ROWS_PER_PART, resume: bool = False
+        self, out: Path | None = None, rows_per_part: int | None = None, resume: bool = False
     ) -> None:
-        self.folder, self._rows_per_part = out, rows_per_part
+        self.folder, self._rows_per_part = out, rows_per_part or ROWS_PER_PART
         self._waiting: list[pa.Table] = []
         self._summaries: list[pa.Table] = []
         self._n_waiting = self._n_rows = self._n_layer_rows = self._n_flushes = 0

@@ -10,6 +10,10 @@ from capa_probe.errors import CapaProbeError
 
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N samples.")]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Start anew instead of going on with the run in the folder.")
+]
+
 
 def parse_tau(text: str) -> float | str:
     """``--tau``: "auto", "relative" or a positive number."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from capa_probe.cli.app import app
-from capa_probe.cli.options import Limit, check_eta, parse_dims, parse_tau
+from capa_probe.cli.options import Limit, Overwrite, check_eta, parse_dims, parse_tau
 
 if TYPE_CHECKING:
     from capa_probe.samples import Sample
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def profile(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with samples.jsonl and images.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="New folder for tables and figures.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="RUN", help="Folder for tables and figures; a run that was stopped goes on."),
+    ],
     limit: Limit = None,
     steps: Annotated[int, typer.Option(min=0, help="Decode steps to follow after prefill.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 1,
@@ -46,6 +49,13 @@ def profile(
             help="Dimensions for sink strength: numbers with commas between, or published. Default: all."
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Stop at an image that cannot be used; by default its sample is left out."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Profile a model on your own samples: tables, figures and a summary.
 
@@ -63,10 +73,13 @@ def profile(
         eta=eta,
         device=device,
         load={"dtype": dtype, "revision": revision},
+        limit=limit,
         steps=steps,
         batch_size=batch_size,
         rows=rows,
         sink_dims=dims,
+        strict=strict,
+        overwrite=overwrite,
         probes=probes if probes in ("default", "all") else [name.strip() for name in probes.split(",")],
     )
 
