@@ -316,7 +316,14 @@ class InternVL(Family):
 
 
 #: Every supported family, by ``config.model_type``.
-FAMILIES: dict[str, Family] = {family.name: family for family in (Llava(), Qwen25VL(), InternVL())}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Llava(),
+        Qwen25VL(),
+        InternVL(),
+    )
+}
 
 
 @cache
