@@ -2,6 +2,9 @@
 
 from capa_probe.figures.attention_contribution import attention_contribution
 from capa_probe.figures.ffn_cosine import ffn_cosine
+from capa_probe.figures.norms import norms
 from capa_probe.figures.save import save
+from capa_probe.figures.sink_counts import sink_counts
+from capa_probe.figures.svg import svg
 
-__all__ = ["attention_contribution", "ffn_cosine", "save"]
+__all__ = ["attention_contribution", "ffn_cosine", "norms", "save", "sink_counts", "svg"]

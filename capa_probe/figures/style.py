@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 #: Okabe and Ito's palette, which readers with a colour vision deficiency can tell apart.
 VISUAL, TEXT = "#0072B2", "#E69F00"
-INK, QUIET, FAINT = "#222222", "#5f6670", "#a4abb3"
+INK, QUIET, FAINT, RULE = "#222222", "#5f6670", "#a4abb3", "#e7e9ec"
 #: Colour and marker of each sink role; shape says it too, for print in grey.
 ROLES: dict[str, tuple[str, str]] = {
     "dump": ("#D55E00", "v"),
@@ -47,7 +47,7 @@ _SETTINGS: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e7e9ec",
+    "grid.color": RULE,
     "grid.linewidth": 0.7,
     "xtick.color": QUIET,
     "ytick.color": QUIET,
