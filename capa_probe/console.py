@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +26,8 @@ _HEADINGS = {
     "n_dump": "dumps",
     "n_anchor": "anchors",
     "n_undetermined": "undeter-\nmined",
-    "attention_share": "sinks' share\nof attention",
+    "attention_share": "attention\nto sinks",
+    "contribution_share": "contrib.\nof sinks",
 }
 
 
@@ -53,12 +55,15 @@ def summary_table(prof: LayerProfile, findings: Findings) -> Table:
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 0, 0, 1),
         pad_edge=False,
+        show_edge=False,
         title_justify="left",
         title_style="bold",
     )
-    shown = [column for column in map(str, summary) if column != "n_undetermined" or summary[column].any()]
+    # 80 characters have room for one of these two.
+    hidden = "contribution_share" if summary.get("n_undetermined", pd.Series([0])).any() else "n_undetermined"
+    shown = [column for column in map(str, summary) if column != hidden]
     for column in shown:
         table.add_column(
             _HEADINGS[column], justify="left" if column == "redundant" else "right", no_wrap=True
@@ -76,8 +81,8 @@ def _cell(column: str, value: Any) -> str:
         return value
     if column.endswith("cosine"):
         return f"{value:.4f}"
-    if column == "attention_share":
-        return "-" if value != value else f"{value:.1%}"  # NaN: no attention at all
+    if column.endswith("share"):
+        return "-" if value != value else f"{value:.1%}"  # NaN: not known
     return f"{int(value):,}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,9 +107,9 @@ class TestProfile:
             assert row[0] == str(expected["layer"])
             assert row[1] == f"{expected['visual_cosine']:.4f}"
             assert row[2] == f"{expected['text_cosine']:.4f}"
-            assert " ".join(row[3:-4]) == expected["redundant"]
-            assert row[-4:-1] == [str(expected[name]) for name in ("n_sinks", "n_dump", "n_anchor")]
-            assert row[-1] == f"{expected['attention_share']:.1%}"
+            assert " ".join(row[3:-5]) == expected["redundant"]
+            assert row[-5:-2] == [str(expected[name]) for name in ("n_sinks", "n_dump", "n_anchor")]
+            assert row[-2:] == [f"{expected[f'{name}_share']:.1%}" for name in ("attention", "contribution")]
         assert max(map(len, result.stdout.splitlines()[: len(rows) + 5])) <= 80
 
     def test_says_where_everything_lies_and_what_was_found(self, done: tuple[Path, Result]) -> None:
@@ -222,12 +223,30 @@ class TestMistakes:
         assert "tau=20 can never be reached by a model of width 256" in line
         assert not (tmp_path / "run").exists()
 
-    def test_a_finished_profile_is_not_overwritten(
-        self, model: Path, data: Path, done: tuple[Path, Result]
+    def test_a_finished_profile_is_not_overwritten_unless_asked_for(
+        self, model: Path, data: Path, done: tuple[Path, Result], tmp_path: Path
     ) -> None:
         before = {file: file.read_bytes() for file in done[0].rglob("*") if file.is_file()}
-        assert "already holds a finished profile" in refused(invoke("profile", model, data, "--out", done[0]))
+        line = refused(invoke("profile", model, data, "--out", done[0]))
+        assert "settings.batch_size = 2, but now it is 1" in line
+        assert "--overwrite" in line
         assert {file: file.read_bytes() for file in done[0].rglob("*") if file.is_file()} == before
+        copy = shutil.copytree(done[0], tmp_path / "copy")
+        assert invoke("profile", model, data, "--out", copy, "--overwrite").exit_code == 0
+        assert LayerProfile.load(copy).manifest["settings"]["batch_size"] == 1
+
+    def test_the_same_command_analyses_a_finished_profile_again(
+        self, model: Path, data: Path, done: tuple[Path, Result], tmp_path: Path
+    ) -> None:
+        copy = shutil.copytree(done[0], tmp_path / "copy")
+        manifest = (copy / "manifest.json").read_bytes()
+        result = invoke("profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "20000", "--eta", "0.1")
+        assert "tau=20000 can never be reached" in refused(result)
+        result = invoke("profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "5", "--eta", "0.1")
+        assert result.exit_code == 0, result.output
+        assert "The profile was there already, and no model ran" in result.stdout
+        assert (copy / "manifest.json").read_bytes() == manifest
+        assert findings.read_thresholds(copy) == (5.0, 0.1)
 
     def test_no_gpu(self, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -248,7 +267,7 @@ class TestMistakes:
         assert result.exit_code == 130
         assert (
             result.stderr
-            == f"interrupted; the profile in {out} is not finished; the same command starts it anew\n"
+            == f"interrupted; the profile in {out} is not finished; the same command goes on from here\n"
         )
         # It does.
         assert invoke("profile", model, data, "--out", out, "--limit", "1").exit_code == 0
@@ -304,7 +323,7 @@ class TestDemo:
         with pytest.raises(
             CapaProbeError, match=r"holds a profile of llava-hf/llava-1.5-7b-hf, not of the demo"
         ):
-            jobs.clear_demo(tmp_path, Path("data/demo-lvlm"))
+            jobs.clear(tmp_path, Path("data/demo-lvlm"))
         assert LayerProfile.load(tmp_path).manifest["n_samples"] == 1
 
     def test_clearing_leaves_an_empty_folder(self, tmp_path: Path) -> None:
@@ -314,9 +333,9 @@ class TestDemo:
         prof = writer.finish(synthetic.facts(world, model="/elsewhere/data/demo-lvlm"))
         findings.write(prof, findings.find(prof), tmp_path)
         assert len(list(tmp_path.iterdir())) > 4
-        jobs.clear_demo(tmp_path, Path("data/demo-lvlm"))
+        jobs.clear(tmp_path, Path("data/demo-lvlm"))
         assert list(tmp_path.iterdir()) == []
-        jobs.clear_demo(tmp_path / "missing", Path("data/demo-lvlm"))
+        jobs.clear(tmp_path / "missing", Path("data/demo-lvlm"))
 
 
 class TestFindings:

@@ -1,0 +1,28 @@
+"""From a finished profile to what a reader wants to see: the analyses, their tables on disk, and the figures."""
+
+from __future__ import annotations
+
+from capa_probe.findings.files import (
+    FIGURE_NAMES,
+    FIGURES,
+    FILES,
+    draw,
+    read_thresholds,
+    remove,
+    write,
+)
+from capa_probe.findings.finding import CONFIDENCE, Findings, choose_tau, find
+
+__all__ = [
+    "CONFIDENCE",
+    "FIGURES",
+    "FIGURE_NAMES",
+    "FILES",
+    "Findings",
+    "choose_tau",
+    "draw",
+    "find",
+    "read_thresholds",
+    "remove",
+    "write",
+]
