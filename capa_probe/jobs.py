@@ -14,9 +14,9 @@ from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
-from capa_probe.run_folder import locked, remove_profile
+from capa_probe.run_folder import locked, made_with, remove_profile
 from capa_probe.samples import Sample
-from capa_probe.tables import LayerProfile, is_finished
+from capa_probe.tables import is_finished
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
 _PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json", ".lock")
@@ -100,12 +100,9 @@ def clear(out: Path, model: Path) -> None:
     Raises:
         CapaProbeError: the folder holds a run of another model, or files that are not ours.
     """
-    if is_finished(out):
-        found = LayerProfile.load(out).manifest.get("model")
-        if Path(str(found)).name != model.name:
-            raise CapaProbeError(
-                f"{out} holds a profile of {found}, not of {model.name}; give another --out."
-            )
+    found = made_with(out).get("model")
+    if found is not None and Path(str(found)).name != model.name:
+        raise CapaProbeError(f"{out} holds a profile of {found}, not of {model.name}; give another --out.")
     names = {*_PROFILE, *(Path(name).parts[0] for name in FILES)}
     others = [str(path.relative_to(out)) for path in out.iterdir() if path.name not in names]
     others += [

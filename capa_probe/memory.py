@@ -68,8 +68,10 @@ def weights_size(config: PretrainedConfig, dtype: Any = "auto") -> tuple[int, in
         model = AutoModelForImageTextToText.from_config(config)
     n_parameters = sum(weight.numel() for weight in model.parameters())
     own = getattr(config, "dtype", None) if dtype in ("auto", None) else dtype
-    width = getattr(torch, own) if isinstance(own, str) else own or torch.float32
-    return n_parameters, n_parameters * torch.empty((), dtype=width).element_size()
+    width = getattr(torch, own, None) if isinstance(own, str) else own
+    if not isinstance(width, torch.dtype):  # transformers says what is wrong with it
+        width = torch.float32
+    return n_parameters, n_parameters * width.itemsize
 
 
 def available(device: torch.device) -> int:

@@ -113,7 +113,7 @@ def begin(
         return "finished"
     elif is_unfinished(folder):
         begun = _begun_with(folder)
-        if begun is not None:
+        if begun:
             refuse_other(path, begun, settings)
             return "resume"
         remove_profile(folder)
@@ -123,6 +123,18 @@ def begin(
     for name in (TOKENS_FOLDER, LAYERS_FOLDER):
         (folder / name).mkdir(exist_ok=True)
     return "new"
+
+
+def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the run in a folder was made with, or begun with; empty where there is none, or where that is not known.
+
+    Raises:
+        CapaProbeError: its manifest is damaged, or a newer version wrote it.
+    """
+    folder = Path(path)
+    if is_finished(folder):
+        return read_manifest(folder)
+    return (_begun_with(folder) if is_unfinished(folder) else None) or {}
 
 
 def refuse_other(path: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

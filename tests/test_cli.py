@@ -159,7 +159,7 @@ class TestProfile:
             "steps": 2,
             "batch_size": 1,
             "rows": "visual",
-            "limit": None,
+            "limit": 1,
             "probes": ["ffn_cosine", "attention"],
         }
         assert (manifest["n_samples"], manifest["dtype"], manifest["device"]) == (1, "bfloat16", "cpu")
@@ -240,9 +240,13 @@ class TestMistakes:
     ) -> None:
         copy = shutil.copytree(done[0], tmp_path / "copy")
         manifest = (copy / "manifest.json").read_bytes()
-        result = invoke("profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "20000", "--eta", "0.1")
+        result = invoke(
+            "profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "20000", "--eta", "0.1"
+        )
         assert "tau=20000 can never be reached" in refused(result)
-        result = invoke("profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "5", "--eta", "0.1")
+        result = invoke(
+            "profile", model, data, "--out", copy, "--batch-size", "2", "--tau", "5", "--eta", "0.1"
+        )
         assert result.exit_code == 0, result.output
         assert "The profile was there already, and no model ran" in result.stdout
         assert (copy / "manifest.json").read_bytes() == manifest
@@ -321,7 +325,7 @@ class TestDemo:
         writer.add(synthetic.tokens(world))
         writer.finish(synthetic.facts(world, model="llava-hf/llava-1.5-7b-hf"))
         with pytest.raises(
-            CapaProbeError, match=r"holds a profile of llava-hf/llava-1.5-7b-hf, not of the demo"
+            CapaProbeError, match=r"holds a profile of llava-hf/llava-1.5-7b-hf, not of demo-lvlm"
         ):
             jobs.clear(tmp_path, Path("data/demo-lvlm"))
         assert LayerProfile.load(tmp_path).manifest["n_samples"] == 1
@@ -335,7 +339,6 @@ class TestDemo:
         assert len(list(tmp_path.iterdir())) > 4
         jobs.clear(tmp_path, Path("data/demo-lvlm"))
         assert list(tmp_path.iterdir()) == []
-        jobs.clear(tmp_path / "missing", Path("data/demo-lvlm"))
 
 
 class TestFindings:

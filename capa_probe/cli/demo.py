@@ -34,5 +34,13 @@ def demo(
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on disk
     model, data = demo_model_path(), demo_data_path("test")
-    samples = load_data(data, limit, out)
-    start(str(model), samples, out, own_model=model, overwrite=overwrite, limit=limit, batch_size=DEMO_BATCH_SIZE)
+    samples = load_data(str(data), limit, out)
+    start(
+        str(model),
+        samples,
+        out,
+        own_model=model,
+        overwrite=overwrite,
+        limit=limit,
+        batch_size=DEMO_BATCH_SIZE,
+    )

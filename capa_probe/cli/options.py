@@ -1,8 +1,8 @@
-"""Options that several commands share, and what their texts mean."""
+"""Options that several commands may share, and what their texts mean."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,31 @@ Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only th
 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Start anew instead of going on with the run in the folder.")
+]
+
+_DATA = "Data that are not a folder with samples.jsonl"
+
+
+def _column(what: str) -> Any:
+    return typer.Option(metavar="NAME", help=f"A dataset's column of {what}.", rich_help_panel=_DATA)
+
+
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="One question for every image, for a folder of images or a dataset without questions.",
+        rich_help_panel=_DATA,
+    ),
+]
+ImageColumn = Annotated[str | None, _column("images.  [default: image]")]
+QuestionColumn = Annotated[str | None, _column("questions.  [default: question]")]
+AnswersColumn = Annotated[str | None, _column("accepted answers")]
+IdColumn = Annotated[str | None, _column("ids; by default rows are counted")]
+TaskColumn = Annotated[str | None, _column("tasks")]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="A dataset's split.", rich_help_panel=_DATA)]
+Config = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A dataset's configuration.", rich_help_panel=_DATA)
 ]
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from capa_probe.cli.app import app
-from capa_probe.cli.options import Limit, Overwrite, check_eta, parse_dims, parse_tau
+from capa_probe.cli.options import (
+    AnswersColumn,
+    Config,
+    IdColumn,
+    ImageColumn,
+    Limit,
+    Overwrite,
+    Prompt,
+    QuestionColumn,
+    Split,
+    TaskColumn,
+    check_eta,
+    parse_dims,
+    parse_tau,
+)
 
 if TYPE_CHECKING:
     from capa_probe.samples import Sample
@@ -17,7 +32,13 @@ if TYPE_CHECKING:
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder with samples.jsonl and images.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with samples.jsonl; or a folder of images, or a dataset: a folder, file, or name on the hub.",
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option(metavar="RUN", help="Folder for tables and figures; a run that was stopped goes on."),
@@ -56,6 +77,14 @@ def profile(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    prompt: Prompt = None,
+    image_column: ImageColumn = None,
+    question_column: QuestionColumn = None,
+    answers_column: AnswersColumn = None,
+    id_column: IdColumn = None,
+    task_column: TaskColumn = None,
+    split: Split = None,
+    config: Config = None,
 ) -> None:
     """Profile a model on your own samples: tables, figures and a summary.
 
@@ -64,7 +93,19 @@ def profile(
     threshold = parse_tau(tau)
     check_eta(eta)
     dims = parse_dims(sink_dims)
-    samples = load_data(data, limit, out)
+    samples = load_data(
+        data,
+        limit,
+        out,
+        prompt=prompt,
+        image=image_column,
+        question=question_column,
+        answers=answers_column,
+        id=id_column,
+        task=task_column,
+        split=split,
+        config=config,
+    )
     start(
         model,
         samples,
@@ -84,14 +125,13 @@ def profile(
     )
 
 
-def load_data(folder: Path, limit: int | None, out: Path) -> list[Sample]:
-    """The samples of a data folder, and a look at where the profile goes: both take no time, and come first."""
+def load_data(data: str, limit: int | None, out: Path, **options: Any) -> Sequence[Sample]:
+    """The samples, and a look at where the profile goes: both take little time, and come first."""
     from capa_probe.run_folder import check_output
     from capa_probe.samples import load_samples
 
-    samples = load_samples(folder, limit)
     check_output(out)
-    return samples
+    return load_samples(data, limit, **options)
 
 
 def start(*args: Any, **kwargs: Any) -> None:
