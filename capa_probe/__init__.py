@@ -13,7 +13,14 @@ from capa_probe.errors import CapaProbeError
 
 if TYPE_CHECKING:
     from capa_probe import measures
-    from capa_probe.analysis import classify_sinks, redundant_layers
+    from capa_probe.analysis import (
+        classify_sinks,
+        measure_sink_dims,
+        redundant_layers,
+        role_stability,
+        sink_bimodality,
+        sink_summary,
+    )
     from capa_probe.lvlm import HookedLVLM
     from capa_probe.profiling import profile
     from capa_probe.samples import Sample, load_samples
@@ -27,9 +34,13 @@ __all__ = [
     "__version__",
     "classify_sinks",
     "load_samples",
+    "measure_sink_dims",
     "measures",
     "profile",
     "redundant_layers",
+    "role_stability",
+    "sink_bimodality",
+    "sink_summary",
 ]
 
 #: Public name -> the module that holds it; None where the name is itself a module.
@@ -39,9 +50,13 @@ _HOMES: dict[str, str | None] = {
     "Sample": "samples",
     "classify_sinks": "analysis",
     "load_samples": "samples",
+    "measure_sink_dims": "analysis",
     "measures": None,
     "profile": "profiling",
     "redundant_layers": "analysis",
+    "role_stability": "analysis",
+    "sink_bimodality": "analysis",
+    "sink_summary": "analysis",
 }
 
 

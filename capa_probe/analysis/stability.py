@@ -43,10 +43,10 @@ def role_stability(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None = 
         ``constant`` (share of tokens with one role throughout) and ``constant_expected``; NaN where there is nothing
         to compare.
 
-        - "layers": a pair is a visual token of a sample that is a sink at this layer and the next. ``constant`` is
-          known for all layers together only: tokens that are sinks in at least two layers, next to one another or not.
-        - "prompts": a pair is one place of an image (tile, row and column; the position in the prompt where it has no
-          place) in two samples of a group, a sink at this layer in both; a token is such a place at this layer.
+        Over layers, a pair is a visual token of a sample that is a sink at this layer and the next. ``constant`` is
+        known for all layers together only: tokens that are sinks in at least two layers, next to one another or not.
+        Over prompts, a pair is one place of an image (tile, row and column; the position in the prompt where it has
+        no place) in two samples of a group, a sink at this layer in both; a token is such a place at this layer.
 
     Raises:
         CapaProbeError: the table is not what :func:`classify_sinks` returned, or only some of its rows; or ``groups``
