@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.samples.rows import Columns, RowReader
+from capa_probe.samples.rows import Columns, RowReader, row_id
 from capa_probe.samples.sample import Sample
 
 if TYPE_CHECKING:
@@ -104,29 +104,9 @@ def read_dataset(
     with _one_sentence(where):
         rows = _undecoded(rows, columns)
         reader = RowReader(columns, prompt, where, folder, _labels(rows, columns))
-        if streaming and not hasattr(rows, "num_rows"):
-            samples = _stream(rows, columns, reader, limit)
-            if not samples:
-                raise CapaProbeError(f"{where} holds no rows; give one that does.")
-            _check(
-                [sample.id for sample in samples],
-                [sample.question for sample in samples],
-                columns,
-                where,
-            )
-            return samples
-        columns.check(rows.column_names, where)
-        rows = rows.select_columns(list(dict.fromkeys(columns.names())))
-        numbers = range(len(rows))[:limit]
-        if not numbers:
-            raise CapaProbeError(f"{where} holds no rows; give one that does.")
-        # All of these are known before a long run begins; a column's type shows in the first row.
-        ids = None if columns.id is None else rows[columns.id][: len(numbers)]
-        questions = None if columns.question is None else rows[columns.question][: len(numbers)]
-        _check(ids, questions, columns, where)
-        made = DatasetSamples(rows, reader, numbers)
-        _ = made[0]
-        return made
+        if isinstance(rows, Sized):
+            return _select(rows, columns, reader, limit)
+        return _stream(rows, columns, reader, limit)
 
 
 def is_saved(folder: Path) -> bool:
@@ -219,25 +199,46 @@ def _labels(rows: Any, columns: Columns) -> dict[str, list[str]]:
     return labels
 
 
+def _select(rows: Any, columns: Columns, reader: RowReader, limit: int | None) -> DatasetSamples:
+    columns.check(rows.column_names, reader.where)
+    rows = rows.select_columns(list(dict.fromkeys(columns.names())))
+    samples = DatasetSamples(rows, reader, range(len(rows))[:limit])
+    n = len(samples)
+    if not n:
+        raise CapaProbeError(f"{reader.where} holds no rows; give one that does.")
+    # What can be known before a long run begins; a column's type shows in the first row.
+    ids = () if columns.id is None else rows[columns.id][:n]
+    questions = () if columns.question is None else rows[columns.question][:n]
+    _check(ids, questions, columns, reader.where)
+    _ = samples[0]
+    return samples
+
+
 def _stream(rows: Any, columns: Columns, reader: RowReader, limit: int | None) -> list[Sample]:
     samples = []
     for number, row in enumerate(itertools.islice(rows, limit)):
         columns.check(row, reader.where)
         samples.append(reader.sample(number, row))
+    if not samples:
+        raise CapaProbeError(f"{reader.where} holds no rows; give one that does.")
+    _check([sample.id for sample in samples], (), columns, reader.where)
     return samples
 
 
-def _check(ids: Any, questions: Any, columns: Columns, where: str) -> None:
+def _check(ids: Iterable[Any], questions: Iterable[Any], columns: Columns, where: str) -> None:
     row_of: dict[str, int] = {}
-    for number, value in enumerate(ids or ()):
-        key = str(value)
+    for number, value in enumerate(ids):
+        try:
+            key = row_id(str(columns.id), value)
+        except CapaProbeError as error:
+            raise CapaProbeError(f"{where}, row {number}: {error}") from None
         if key in row_of:
             raise CapaProbeError(
                 f"{where}, row {number}: id {key!r} in column {columns.id!r} was already used in row {row_of[key]}; "
                 "name a column of unique ids, or none, and rows are counted."
             )
         row_of[key] = number
-    for number, value in enumerate(questions or ()):
+    for number, value in enumerate(questions):
         if not isinstance(value, str) or not value.strip():
             raise CapaProbeError(
                 f"{where}, row {number}: column {columns.question!r} holds {value!r}; a question must be a string "

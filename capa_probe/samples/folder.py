@@ -57,7 +57,7 @@ def image_names(folder: Path) -> list[PurePosixPath]:
 def visible_files(folder: Path) -> Iterator[PurePosixPath]:
     """Relative paths of all files below a folder, links followed, without hidden ones."""
     seen = {folder.resolve()}
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         here = Path(root)
         inner = []
         for name in folders:
@@ -69,6 +69,12 @@ def visible_files(folder: Path) -> Iterator[PurePosixPath]:
         for name in files:
             if not name.startswith("."):
                 yield PurePosixPath((here / name).relative_to(folder).as_posix())
+
+
+def _refuse(error: OSError) -> None:
+    raise CapaProbeError(
+        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or give another."
+    ) from error
 
 
 def image_suffixes() -> frozenset[str]:

@@ -107,14 +107,15 @@ def load_samples(
         )
     file = Path(place)
     if given:
+        verb, them = ("was", "it") if len(given) == 1 else ("were", "them")
         raise CapaProbeError(
-            f"{' and '.join(given)} was given for {source}, which is no dataset with columns and splits; leave it out."
+            f"{', '.join(given)} {verb} given for {source}, "
+            f"which is no dataset with columns and splits; leave {them} out."
         )
     if form == "images":
         if prompt is None:
-            raise CapaProbeError(
-                f"{source} holds images and no {SAMPLES_FILE}; give a prompt (--prompt) to ask of each image."
-            )
+            what = "is an image" if file.is_file() else f"holds images and no {SAMPLES_FILE}"
+            raise CapaProbeError(f"{source} {what}; give a prompt (--prompt) to ask of each image.")
         return read_images(file, prompt, limit)
     if prompt is not None:
         raise CapaProbeError(
@@ -140,7 +141,7 @@ def _form(source: Any, prompt: str | None, given: list[str]) -> tuple[str, Path 
         if suffix in image_suffixes():
             return "images", path
         raise CapaProbeError(f"{source} is a file of another kind; give {_EXPECTED}.")
-    name = path.as_posix()
+    name = source if isinstance(source, str) else source.as_posix()
     if suffix not in FILE_BUILDERS and suffix not in image_suffixes() and _HUB_NAME.fullmatch(name):
         return "dataset", name
     raise CapaProbeError(f"{source} does not exist; give {_EXPECTED}.")
@@ -149,12 +150,15 @@ def _form(source: Any, prompt: str | None, given: list[str]) -> tuple[str, Path 
 def _form_of_folder(folder: Path, prompt: str | None, given: list[str]) -> tuple[str, Path]:
     if (folder / SAMPLES_FILE).is_file():
         return "jsonl", folder / SAMPLES_FILE
-    if is_saved(folder) or given:
+    if is_saved(folder):
         return "dataset", folder
-    # A prompt without columns is for images, even with some table beside them; a table without a prompt is meant.
     has_images = bool(image_names(folder))
-    has_table = any(path.suffix.lower() in FILE_BUILDERS for path in visible_files(folder))
-    if has_table and not (prompt is not None and has_images):
+    tables = [path for path in visible_files(folder) if path.suffix.lower() in FILE_BUILDERS]
+    # A prompt alone is for images, even with some table beside them; a table and no prompt is meant.
+    if given or (tables and not (prompt is not None and has_images)):
+        described = any(path.stem == "metadata" for path in tables)  # then images and table are read together
+        if has_images and not described and len(tables) == 1:
+            return "dataset", folder / tables[0]  # or the images alone would be taken for the dataset
         return "dataset", folder
     if has_images or prompt is not None:
         return "images", folder

@@ -90,10 +90,7 @@ class RowReader:
         name = self._columns.id
         if name is None:
             return str(number)
-        value = row[name]
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise CapaProbeError(f"column {name!r} holds {value!r}; an id must be a string or an integer.")
-        return str(value)
+        return row_id(name, row[name])
 
     def _images(self, name: str, value: Any) -> list[ImageSource]:
         if value is None:
@@ -142,6 +139,19 @@ class RowReader:
             f"column {name!r} holds {_kind(value)}; give a column of strings or integers"
             ', or for answers also lists of these or of {"answer": ...}.'
         )
+
+
+def row_id(column: str, value: Any) -> str:
+    """A cell of the column of ids, as a sample's id.
+
+    Raises:
+        CapaProbeError: it is neither a string that is not empty nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise CapaProbeError(
+            f"column {column!r} holds {value!r}; an id must be a string that is not empty, or an integer."
+        )
+    return str(value)
 
 
 def _stored(path: str) -> ImageSource:
