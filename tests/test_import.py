@@ -22,6 +22,7 @@ HEAVY = (
     "matplotlib",
     "seaborn",
     "PIL",
+    "datasets",
 )
 
 

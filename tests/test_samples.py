@@ -8,14 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from capa_probe.errors import CapaProbeError
-from capa_probe.samples import Sample, data_fingerprint, load_samples
+from capa_probe.errors import BadImageError, CapaProbeError
+from capa_probe.samples import Fingerprint, Sample, data_fingerprint, load_samples, sample_digest
 
 
 def write_folder(folder: Path, records: list[Any], images: tuple[str, ...] = ("a.png", "b.png")) -> Path:
@@ -41,6 +40,15 @@ class TestSample:
         assert Sample("a", [Path("x.png"), image], "q").images == (Path("x.png"), image)
         assert Sample("a", [], "q").images == ()
 
+    def test_bytes_are_one_image_and_not_printed_in_full(self) -> None:
+        data = bytes(100_000)
+        assert Sample("a", data, "q").images == (data,)
+        assert Sample("a", [data, "x.png"], "q").images == (data, "x.png")
+        assert len(repr(Sample("a", data, "q"))) < 300
+        with pytest.raises(CapaProbeError) as caught:
+            Sample("a", [data, 5], "q")  # type: ignore[list-item]
+        assert len(str(caught.value)) < 400
+
     def test_answers(self) -> None:
         assert Sample("a", [], "q").answers == ()
         assert Sample("a", [], "q", "red").answers == ("red",)
@@ -65,6 +73,7 @@ class TestSample:
             ({"images": ["a.png", 5]}, "give a PIL image, a path, the bytes of an image file, or a list"),
             ({"answers": [1]}, r"answers=\[1\]"),
             ({"answers": None}, "answers=None"),
+            ({"answers": b"red"}, "answers=b'red'"),
             ({"task": 1}, "task=1"),
         ],
     )
@@ -87,36 +96,10 @@ class TestOpenImages:
         Sample("a", mine, "q").open_images()[0].putpixel((0, 0), (9, 9, 9))
         assert mine.getpixel((0, 0)) == (0, 0, 255)
 
-    @pytest.mark.parametrize(
-        "mode", ["1", "L", "P", "LA", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
-    )
-    def test_every_mode_becomes_rgb(self, mode: str) -> None:
-        (image,) = Sample("a", Image.new(mode, (3, 2)), "q").open_images()
-        assert (image.mode, image.size) == ("RGB", (3, 2))
-
-    def test_sixteen_bit_grey_keeps_its_range(self, tmp_path: Path) -> None:
-        grey = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-        Image.fromarray(grey).save(tmp_path / "deep.png")
-        (image,) = Sample("a", tmp_path / "deep.png", "q").open_images()
-        assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 255]
-
-    def test_transparent_means_white(self, tmp_path: Path) -> None:
-        image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
-        image.putpixel((1, 0), (0, 200, 0, 255))
-        image.save(tmp_path / "logo.png")
-        (opened,) = Sample("a", tmp_path / "logo.png", "q").open_images()
-        assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 200, 0)]
-
-    def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
-        image = Image.new("RGB", (8, 4), "white")
-        image.paste("red", (0, 0, 4, 4))
-        exif = Image.Exif()
-        exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
-        image.save(tmp_path / "turned.png", exif=exif)
-        (opened,) = Sample("a", tmp_path / "turned.png", "q").open_images()
-        assert opened.size == (4, 8)
-        assert opened.getpixel((1, 1)) == (255, 0, 0)
-        assert opened.getpixel((1, 6)) == (255, 255, 255)
+    def test_bytes_of_a_file(self, tmp_path: Path) -> None:
+        Image.new("RGB", (4, 3), "red").save(tmp_path / "red.png")
+        (opened,) = Sample("a", (tmp_path / "red.png").read_bytes(), "q").open_images()
+        assert (opened.size, opened.getpixel((0, 0))) == ((4, 3), (255, 0, 0))
 
     def test_missing_and_broken_files_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(CapaProbeError, match=r"gone\.png of sample 'a' does not exist"):
@@ -149,6 +132,14 @@ class TestLoadSamples:
         assert [image.getpixel((0, 0)) for image in second.open_images()] == [(40, 0, 0), (0, 0, 0)]
         assert (third.images, third.question) == ((), "où?")
         assert load_samples(str(folder / "samples.jsonl")) == [first, second, third]
+
+    def test_images_are_looked_at_later(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, [record(), record(id="gone", image="gone.png")])
+        good, gone = load_samples(folder)
+        assert len(good.open_images()) == 1
+        with pytest.raises(BadImageError, match=r"gone\.png of sample 'gone' does not exist") as caught:
+            gone.open_images()
+        assert (caught.value.image, caught.value.sample) == (str(folder / "gone.png"), "gone")
 
     def test_limit(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, [record(id=str(i)) for i in range(5)] + ["broken"])
@@ -256,6 +247,59 @@ class TestFingerprint:
         there.touch()
         prints = [data_fingerprint([Sample("a", path, "q")]) for path in (there, gone, tmp_path, gone)]
         assert prints[1] == prints[2] == prints[3] != prints[0]
+
+    def test_what_an_image_looks_like_counts(self) -> None:
+        """Equal stored pixels that are seen differently are different data."""
+        plain = Image.new("P", (2, 3))
+        other_palette, transparent, turned = plain.copy(), plain.copy(), plain.copy()
+        other_palette.putpalette([9, 9, 9] * 256)
+        transparent.info["transparency"] = 0
+        turned.getexif()[0x0112] = 6
+        images = (plain, other_palette, transparent, turned)
+        assert len({data_fingerprint([Sample("a", image, "q")]) for image in images}) == 4
+        assert data_fingerprint([Sample("a", plain, "q")]) == data_fingerprint(
+            [Sample("a", plain.copy(), "q")]
+        )
+
+    def test_bytes_count_as_the_file_they_are_of(self, tmp_path: Path) -> None:
+        file = write_folder(tmp_path, []) / "b.png"
+        prints = {
+            data_fingerprint([Sample("a", image, "q")]) for image in (file, str(file), file.read_bytes())
+        }
+        assert len(prints) == 1
+
+    def test_the_first_samples_have_a_fingerprint_of_their_own(self) -> None:
+        samples = [Sample(str(i), Image.new("L", (2, 2), i), f"q{i}", (str(i),)) for i in range(4)]
+        running, seen = Fingerprint(), []
+        assert running.hexdigest() == data_fingerprint([])
+        for n, sample in enumerate(samples, start=1):
+            running.add(sample)
+            seen.append(running.hexdigest())
+            assert running.hexdigest() == data_fingerprint(samples[:n])
+        assert len({*seen}) == 4
+        resumed = Fingerprint(seen[1])
+        for sample in samples[2:]:
+            resumed.add(sample)
+        assert resumed.hexdigest() == seen[3]
+
+    def test_an_image_of_several_questions_is_read_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = write_folder(tmp_path, []) / "a.png"
+        samples = [Sample(str(i), file, f"q{i}") for i in range(5)]
+        expected = [sample_digest(sample) for sample in samples]
+        reads: list[Path] = []
+        open_file = Path.open
+
+        def counting(self: Path, *args: Any, **kwargs: Any) -> Any:
+            reads.append(self)
+            return open_file(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "open", counting)
+        data_fingerprint(samples)
+        assert reads == [file]
+        assert len({*expected}) == 5
+        assert [len(digest) for digest in expected] == [32] * 5
 
     def test_half_a_surrogate_pair(self) -> None:
         question = json.loads('"\\ud83d"')

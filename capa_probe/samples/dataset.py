@@ -248,7 +248,11 @@ def _check(ids: Iterable[Any], questions: Iterable[Any], columns: Columns, where
 
 @contextmanager
 def _one_sentence(where: str) -> Iterator[None]:
-    """What the library raises, as one sentence."""
+    """What the library raises, as one sentence; what it logs besides is left out."""
+    import datasets
+
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     except CapaProbeError:
@@ -265,6 +269,8 @@ def _one_sentence(where: str) -> Iterator[None]:
             f"{where} cannot be read ({_first_line(cause)}); give a folder or file of parquet, CSV or JSON, one "
             "written by save_to_disk, or a name on the Hugging Face hub."
         ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _first_line(error: BaseException) -> str:

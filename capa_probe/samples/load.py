@@ -37,15 +37,10 @@ def load_samples(
 ) -> Sequence[Sample]:
     """Read samples from wherever they are.
 
-    ========================================  ==================================================================
-    ``source``                                what else is needed
-    ========================================  ==================================================================
-    a folder with ``samples.jsonl``           nothing; see :func:`capa_probe.samples.jsonl.read_jsonl`
-    a folder of images, or one image          ``prompt``
-    a dataset that ``save_to_disk`` wrote     column names; ``split`` if it has several
-    a file or folder of parquet, CSV, JSON    column names; ``split`` if it has several
-    a name on the Hugging Face hub            column names; ``split`` and ``config`` if it has several
-    ========================================  ==================================================================
+    - A folder with ``samples.jsonl`` needs nothing else (:func:`capa_probe.samples.jsonl.read_jsonl`).
+    - A folder of images, or one image, needs ``prompt`` (:func:`capa_probe.samples.folder.read_images`).
+    - A Hugging Face dataset needs the names of its columns, and ``split`` and ``config`` where it has several: a
+      folder that ``save_to_disk`` wrote, a file or folder of parquet, CSV or JSON, or ``owner/name`` on the hub.
 
     No form runs code that comes with the data.
 
