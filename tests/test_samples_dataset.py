@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from capa_probe.errors import BadImageError, CapaProbeError
 from capa_probe.samples import DatasetSamples, Sample, data_fingerprint, load_samples
+from capa_probe.samples.rows import Columns, RowReader
 
 IMAGE = datasets.Image()
 
@@ -275,6 +277,19 @@ class TestColumns:
         (tmp_path / "a.png").write_bytes(png(9))
         sample = self.one(tmp_path, {"image": str(tmp_path / "a.png")}, {"image": IMAGE})
         assert sample.open_images()[0].getpixel((0, 0)) == (9, 0, 0)
+
+    def test_images_in_an_archive_that_is_streamed(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+            archive.writestr("a.png", png(9))
+        url = f"zip://a.png::{tmp_path / 'pictures.zip'}"
+        reader = RowReader(Columns(("image",), None), "why?", "dataset x", None, {})
+        sample = reader.sample(0, {"image": {"bytes": None, "path": url}})
+        assert sample.open_images()[0].getpixel((0, 0)) == (9, 0, 0)
+        gone = reader.sample(0, {"image": {"bytes": None, "path": url.replace("a.png", "b.png")}})
+        with pytest.raises(BadImageError, match=r"b\.png.* of sample '0' does not exist"):
+            gone.open_images()
+        with pytest.raises(CapaProbeError, match=r"row 0: column 'image' holds a path \('a.png'\), but"):
+            reader.sample(0, {"image": "a.png"})
 
     def test_images_in_several_columns(self, tmp_path: Path) -> None:
         sample = self.one(
