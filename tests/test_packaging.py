@@ -179,6 +179,10 @@ class TestWheel:
         assert {str(path.relative_to(ROOT)) for path in SOURCES} <= set(names_in_wheel)
         assert "capa_probe/py.typed" in names_in_wheel
 
+    def test_holds_the_template_of_the_report(self, names_in_wheel: list[str]) -> None:
+        for name in ("report.html.j2", "report.css"):
+            assert f"capa_probe/report/templates/{name}" in names_in_wheel
+
     def test_holds_the_demo(self, names_in_wheel: list[str]) -> None:
         for folder in ("demo-lvlm", "shapesqa"):
             files = [path for path in (ROOT / "data" / folder).rglob("*") if path.is_file()]

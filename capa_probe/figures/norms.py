@@ -62,15 +62,18 @@ def norms(layers_df: pd.DataFrame, sinks: pd.DataFrame | None = None) -> Figure:
             "residual."
         )
     # A sample counts once, however long it is.
-    means = table.drop(columns=["sample", "n_tokens", "step"]).groupby(["kind", "layer"]).mean()
+    values = table.drop(columns=["sample", "n_tokens", "step"])
+    means = {
+        str(kind): part.drop(columns="kind").groupby("layer").mean() for kind, part in values.groupby("kind")
+    }
 
     figure = NotebookFigure(figsize=(max(3.3 * len(panels) + 0.4, 7.8), 4.2))
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, title, stream) in zip(grid, panels, strict=True):
         axes.set_yscale("log")
         for kind, (colour, marker, _) in _KINDS.items():
-            if kind in means.index.get_level_values("kind"):
-                _line(axes, means.loc[kind], name, stream, colour, marker)
+            if kind in means:
+                _line(axes, means[kind], name, stream, colour, marker)
         if name == "value_norm" and sinks is not None:
             _roles(axes, sinks)
         axes.set_title(title, loc="left", fontweight="bold")

@@ -31,6 +31,9 @@ ROLE_NAMES = {
     "undetermined": "undetermined sink",
 }
 
+#: What marks the title among a figure's texts, and the height that it takes, in inches.
+TITLE, TITLE_HEIGHT = "title", 0.27
+
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "mathtext.fontset": "dejavusans",
@@ -95,8 +98,10 @@ def headline(figure: Figure, title: str, subtitle: str) -> float:
     room = int(14.4 * (width - 0.25))  # characters at this size
     lines = [part for line in subtitle.split("\n") for part in textwrap.wrap(line, room)]
     left, top = 0.12 / width, 0.12
-    figure.text(left, 1 - top / height, title, ha="left", va="top", fontsize=12.5, fontweight="bold")
-    top += 0.27
+    figure.text(
+        left, 1 - top / height, title, ha="left", va="top", fontsize=12.5, fontweight="bold", gid=TITLE
+    )
+    top += TITLE_HEIGHT
     figure.text(
         left,
         1 - top / height,

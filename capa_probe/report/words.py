@@ -1,0 +1,215 @@
+"""What a report says in words: the summary on top, the cautions, and the strip of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from capa_probe.analysis import layer_ranges
+from capa_probe.examples import Example
+from capa_probe.findings import Findings
+
+#: Fewer samples than this say little about a model.
+FEW_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the top of the report."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer in the strip.
+
+    Attributes:
+        layer: from 0.
+        ffn: "only" (redundant for visual tokens only), "both" (for text too), "no", or "" where not known.
+        sinks: how many; None where not known.
+        shares: role to its share of the layer's sinks in per cent, without those that are 0.
+        height: of the layer's bar in per cent of the highest.
+        title: the numbers in words.
+    """
+
+    layer: int
+    ffn: str
+    sinks: int | None
+    shares: Mapping[str, float]
+    height: float
+    title: str
+
+
+def model_name(manifest: Mapping[str, Any]) -> str:
+    """The model's name; of a folder, its last part."""
+    name = str(manifest.get("model", "unknown model"))
+    return Path(name).name or name if Path(name).is_absolute() or Path(name).is_dir() else name
+
+
+def tiles(manifest: Mapping[str, Any], findings: Findings | None) -> list[Tile]:
+    """The numbers at the top."""
+    n_layers = int(manifest["n_layers"])
+    shown = [Tile("samples", f"{int(manifest['n_samples']):,}", _tokens(findings))]
+    if findings is None:
+        return shown
+    by_layer = findings.by_layer
+    if by_layer is not None:
+        n_sinks = int(by_layer["n_sinks"].sum())
+        with_sinks = int((by_layer["n_sinks"] > 0).sum())
+        found = f"in {with_sinks} of {n_layers} layers, one count per layer" if n_sinks else "in no layer"
+        shown.append(Tile("attention sinks", f"{n_sinks:,}", found))
+        if n_sinks:
+            dumps, anchors = (int(by_layer[f"n_{role}"].sum()) for role in ("dump", "anchor"))
+            note = f"of the sinks: {dumps:,}, and {anchors:,} anchors"
+            shown.append(Tile("Probability Dumps", percent(dumps / n_sinks), note))
+    if findings.layers is not None:
+        redundant = findings.layers.loc[findings.layers["redundant"], "layer"]
+        only = findings.layers.loc[findings.layers["visual_only"], "layer"]
+        note = (
+            f"layers {layer_ranges(redundant)}" if len(redundant) > 1 else f"layer {layer_ranges(redundant)}"
+        )
+        shown.append(
+            Tile(
+                "redundant FFN",
+                f"{len(redundant)} of {n_layers}",
+                note if len(redundant) else "none",
+            )
+        )
+        shown.append(
+            Tile(
+                "for visual tokens only",
+                f"{len(only)}",
+                f"layers {layer_ranges(only)}" if len(only) else "none",
+            )
+        )
+    return shown
+
+
+def verdict(findings: Findings | None) -> list[str]:
+    """One sentence on sinks and one on redundancy."""
+    if findings is None:
+        return []
+    said = []
+    if findings.by_layer is not None:
+        said.append(_on_sinks(findings.by_layer, findings.tau))
+    if findings.layers is not None:
+        said.append(_on_redundancy(findings.layers, findings.eta))
+    return said
+
+
+def cautions(manifest: Mapping[str, Any], remarks: Sequence[str]) -> list[str]:
+    """What a reader must know before believing the rest."""
+    said = list(remarks)
+    n = int(manifest["n_samples"])
+    if n < FEW_SAMPLES:
+        samples = "A single sample was" if n == 1 else f"Only {n} samples were"
+        said.append(f"{samples} profiled: take the numbers as a first look, not as properties of the model.")
+    skipped = manifest.get("skipped") or []
+    if skipped and not any("left out" in remark for remark in remarks):
+        samples = "1 sample was" if len(skipped) == 1 else f"{len(skipped):,} samples were"
+        said.append(f"{samples} left out (listed under Settings).")
+    return said
+
+
+def strip(manifest: Mapping[str, Any], findings: Findings | None) -> list[Cell]:
+    """One cell per layer; none where nothing is known."""
+    if findings is None or (findings.layers is None and findings.by_layer is None):
+        return []
+    ffn = _by_layer(findings.layers)
+    sinks = _by_layer(findings.by_layer)
+    most = max((int(row["n_sinks"]) for row in sinks.values()), default=0)
+    cells = []
+    for layer in range(int(manifest["n_layers"])):
+        state, number, shares, said = "", None, {}, [f"layer {layer}"]
+        if layer in ffn:
+            row = ffn[layer]
+            state = "only" if row["visual_only"] else "both" if row["redundant"] else "no"
+            said.append(f"FFN cosine {row['visual_cosine']:.4f} visual, {row['text_cosine']:.4f} text")
+        if layer in sinks:
+            row = sinks[layer]
+            number = int(row["n_sinks"])
+            said.append(f"{number:,} sink{'' if number == 1 else 's'}")
+            counts = {role: int(row[f"n_{role}"]) for role in ("dump", "anchor", "undetermined")}
+            shares = {role: 100 * count / number for role, count in counts.items() if count}
+        cells.append(Cell(layer, state, number, shares, 100 * (number or 0) / max(most, 1), "; ".join(said)))
+    return cells
+
+
+def is_right(example: Example) -> bool | None:
+    """Whether the model gave an accepted answer, case, spaces and a final stop aside; None if none is known."""
+    if not example.answers:
+        return None
+    given, *accepted = (
+        " ".join(text.split()).casefold().rstrip(".") for text in (example.generated, *example.answers)
+    )
+    return given in accepted
+
+
+def number(value: float) -> str:
+    """Three digits, never an exponent where a reader can do without."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    text = f"{value:.3g}"
+    return f"{value:,.0f}" if "e" in text and abs(value) >= 1 else text
+
+
+def _by_layer(table: pd.DataFrame | None) -> dict[int, Mapping[Any, Any]]:
+    return {} if table is None else {int(row["layer"]): row for row in table.to_dict("records")}
+
+
+def _tokens(findings: Findings | None) -> str:
+    if findings is None or findings.layers is None:
+        return ""
+    first = findings.layers.iloc[0]
+    return f"{int(first['n_visual']):,} visual, {int(first['n_text']):,} text tokens"
+
+
+def _on_sinks(by_layer: pd.DataFrame, tau: float) -> str:
+    n_sinks = int(by_layer["n_sinks"].sum())
+    if not n_sinks:
+        return f"No visual token is an attention sink: none has a sink strength above τ = {tau:g}."
+    here = by_layer[by_layer["n_sinks"] > 0]
+    where = layer_ranges(here["layer"])
+    said = f"Layer{'' if len(here) == 1 else 's'} {where} ha{'s' if len(here) == 1 else 've'} attention sinks"
+    if here["attention_share"].notna().any():
+        top = here.sort_values("attention_share", na_position="first").iloc[-1]
+        said += (
+            f"; at most in layer {int(top['layer'])}, where {percent(top['share_sinks'])} of the visual tokens take "
+            f"{percent(top['attention_share'])} of the attention that visual tokens get"
+        )
+    dumps = int(by_layer["n_dump"].sum())
+    anchors = int(by_layer["n_anchor"].sum())
+    parts = f"{percent(dumps / n_sinks)} of the sinks are Probability Dumps, {percent(anchors / n_sinks)}"
+    return f"{said}. {parts} Structural Anchors."
+
+
+def _on_redundancy(layers: pd.DataFrame, eta: float) -> str:
+    redundant = layers.loc[layers["redundant"], "layer"]
+    if redundant.empty:
+        return f"In no layer does the FFN leave the direction of visual tokens as it was (cosine above η = {eta:g})."
+    said = (
+        f"In {len(redundant)} of {len(layers)} layers ({layer_ranges(redundant)}) the FFN leaves the direction of "
+        f"visual tokens nearly as it was (cosine above η = {eta:g})"
+    )
+    only = layers.loc[layers["visual_only"], "layer"]
+    if only.empty:
+        return f"{said}; in each of them it does so to text tokens too."
+    if len(only) == len(redundant):
+        return f"{said}, but not that of text tokens."
+    return f"{said}; in {len(only)} of them ({layer_ranges(only)}) not that of text tokens."
+
+
+def percent(share: float) -> str:
+    """A share in per cent, two digits where it is small."""
+    if not math.isfinite(share):
+        return "–"
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
