@@ -139,7 +139,7 @@ class Batches:
         except BadImageError as error:
             if self._strict:
                 raise
-            logger.warning("Sample %s is left out: %s", sample.id, error)
+            logger.info("Sample %s is left out: %s", sample.id, error)
             self.skipped.append({"sample": sample.id, "reason": str(error)})
             return None
 

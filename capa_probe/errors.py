@@ -30,3 +30,7 @@ class BadImageError(CapaProbeError):
 
 class OtherRunError(CapaProbeError):
     """A folder holds a run that was made with other settings, or on other data, than the present one."""
+
+
+class LeftOutWarning(UserWarning):
+    """Samples were left out of a run, because an image of theirs cannot be used."""

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from capa_probe.batching import Batches
 from capa_probe.describing import describe
-from capa_probe.errors import CapaProbeError, OtherRunError
+from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.memory import memory_errors
 from capa_probe.probes import Probe, Recorder, choose_probes
@@ -24,7 +24,7 @@ from capa_probe.probes.forward import check_logits, run
 from capa_probe.probes.token_table import token_table
 from capa_probe.run_folder import begin, check_output, locked
 from capa_probe.samples import Sample
-from capa_probe.tables import LayerProfile
+from capa_probe.tables import LayerProfile, describe_skipped
 from capa_probe.writing import ProfileWriter
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _measure(
     if not n_samples:
         _refuse_nothing(batches)
     if batches.skipped:
-        warnings.warn(_left_out(batches.skipped, batches.seen), stacklevel=3)
+        warnings.warn(describe_skipped(batches.skipped, batches.seen), LeftOutWarning, stacklevel=3)
     return writer.finish(
         {
             **facts,
@@ -171,13 +171,6 @@ def _refuse_nothing(batches: Batches) -> NoReturn:
             f"None of the {batches.seen} samples could be used; the first: {batches.skipped[0]['reason']}"
         )
     raise CapaProbeError("No sample was given to profile; give at least one.")
-
-
-def _left_out(skipped: Sequence[Mapping[str, str]], n: int) -> str:
-    return (
-        f"{len(skipped)} of {n} samples {'is' if len(skipped) == 1 else 'are'} left out, because an image of theirs "
-        f"cannot be used (listed in the manifest under skipped); the first: {skipped[0]['reason']}"
-    )
 
 
 def _check(

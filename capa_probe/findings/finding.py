@@ -140,7 +140,7 @@ def find(
     chosen = choose_tau(tau, width)
     check_split(split, quantile)  # an argument, not a profile that will not do
     threshold = resolve_tau(chosen, width)
-    remarks: list[str] = []
+    remarks = say.of_data(prof.manifest)
     if chosen == "relative":
         why = f"; the paper's {TAU:g} needs a wider residual stream" if tau == "auto" else ""
         remarks.append(f"tau is relative: {RELATIVE_TAU:g} * sqrt({width}) = {threshold:g}{why}.")

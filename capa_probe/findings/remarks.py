@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from capa_probe.analysis import PaperAgreement, layer_ranges
+from capa_probe.tables import describe_skipped
 
 #: Sink dimensions that a smaller share of resamples finds again hang on few samples.
 STABLE = 0.95
@@ -15,6 +19,12 @@ MIN_PAIRS = 20
 MOST_TOKENS = 0.9
 #: Dimensions that a sentence names at most.
 _NAMED = 8
+
+
+def of_data(manifest: Mapping[str, Any]) -> list[str]:
+    """Samples that the run left out."""
+    skipped = manifest.get("skipped")
+    return [describe_skipped(skipped, manifest["n_samples"] + len(skipped))] if skipped else []
 
 
 def of_dims(dims: pd.DataFrame, model_dims: pd.DataFrame) -> list[str]:

@@ -68,8 +68,9 @@ def load(
     family_of(config, f"The checkpoint {name}")
     refuse_too_large(name, config, dtype, device_map)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, found = AutoModelForImageTextToText.from_pretrained(
             name,
+            output_loading_info=True,
             config=config,
             dtype=dtype,
             device_map=device_map,
@@ -80,6 +81,12 @@ def load(
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise CapaProbeError(f"The checkpoint {name} could not be loaded: {_first_line(error)}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would go on with random numbers
+        more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
+        raise CapaProbeError(
+            f"The checkpoint {name} lacks {missing[0]}{more}, which its config asks for; fetch or save it again."
+        )
     return model.eval(), processor
 
 
