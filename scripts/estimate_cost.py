@@ -1,0 +1,275 @@
+"""What profiling a 7B model takes in memory, time and disk: computed from the models' sizes, not measured on them.
+
+Prints the two tables of the README as Markdown. The models are built without weights, from the sizes in their
+checkpoints' config files. The assumptions are the constants below. Those that can be measured on small models were,
+and ``tests/test_estimate_cost.py`` measures them again, times excepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+)
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.utils import logging
+
+from capa_probe.lvlm.families import FAMILIES
+
+#: One prompt: an image of (height, width) pixels, and text.
+IMAGE = (480, 640)
+TEXT_TOKENS = 64
+#: bfloat16.
+BYTES = 2
+#: An A100's dense bfloat16 peak (data sheet) and the share of it that a prefill is assumed to reach.
+PEAK_FLOPS, UTILISATION = 312e12, 0.40
+#: Time of a forward with the default probes over one without: benchmarks/probe_overhead.py, on a CPU at width 1024.
+PROBED_OVER_PLAIN = 1.13
+#: Parquet bytes of a token row, and microseconds on one CPU core to make and write it: a profile of the demo model.
+BYTES_PER_ROW, MICROSECONDS_PER_ROW = 29, 3
+#: Largest memory in use at once inside a decoder layer, in numbers per token: this many times d_mlp and d_model ...
+FORWARD_MLP, FORWARD_MODEL = 3, 6
+#: ... and what the default probes add to it, in bytes per token and dimension of the residual stream.
+PROBE_BYTES = 20
+#: Bytes per token and layer of the columns, held on the device until the prompt is done: 14 numbers, 4 indices.
+COLUMN_BYTES = 14 * 4 + 4 * 8
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens of one prompt, and what the vision tower sees of it."""
+
+    visual: int
+    text: int
+    sequences: int
+    patches: int
+
+    @property
+    def tokens(self) -> int:
+        return self.visual + self.text
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one prompt."""
+
+    name: str
+    model: PreTrainedModel
+    prompt: Prompt
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        return self.model.config.get_text_config()
+
+
+def llava() -> PreTrainedModel:
+    """llava-hf/llava-1.5-7b-hf."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=False)
+    )
+
+
+def qwen25_vl() -> PreTrainedModel:
+    """Qwen/Qwen2.5-VL-7B-Instruct."""
+    vision = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "out_hidden_size": 3584,
+        "spatial_merge_size": 2,
+    }
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={**QWEN_7B, "vocab_size": 152064}, vision_config=vision, tie_word_embeddings=False
+        )
+    )
+
+
+def internvl3() -> PreTrainedModel:
+    """OpenGVLab/InternVL3-8B-hf."""
+    vision = InternVLVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=[448, 448],
+        patch_size=[14, 14],
+        attention_bias=True,
+    )
+    text = Qwen2Config(**QWEN_7B, vocab_size=151674)
+    return InternVLForConditionalGeneration(
+        InternVLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False)
+    )
+
+
+QWEN_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """The three models on the same photograph and question."""
+    logging.set_verbosity_error()
+    with torch.device("meta"):
+        models = {"LLaVA-1.5-7B": llava(), "Qwen2.5-VL-7B": qwen25_vl(), "InternVL3-8B": internvl3()}
+    height, width = smart_resize(*IMAGE, factor=28)
+    cols, rows = get_optimal_tiled_canvas(IMAGE, (448, 448), 1, 12)
+    tiles = rows * cols + (rows * cols > 1)
+    prompts = {
+        "llava": Prompt(576, TEXT_TOKENS, 1, 576),
+        "qwen2_5_vl": Prompt(height * width // 28**2, TEXT_TOKENS, 1, height * width // 14**2),
+        "internvl": Prompt(256 * tiles, TEXT_TOKENS, tiles, 1024),
+    }
+    return tuple(Case(name, model, prompts[model.config.model_type]) for name, model in models.items())
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def products(module: nn.Module) -> int:
+    """Multiplications per token in the matrix products of a module: weights of its linear layers and convolutions."""
+    return sum(
+        part.weight.numel()
+        for part in module.modules()
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d))
+    )
+
+
+def decoder_flops(case: Case, n_tokens: int | None = None) -> int:
+    """FLOPs of the decoder layers on one prompt: two per multiplication, attention in full, norms left out."""
+    n = n_tokens or case.prompt.tokens
+    layers = FAMILIES[case.model.config.model_type].layers(case.model)
+    width = layers[0].self_attn.o_proj.in_features
+    return 2 * n * sum(map(products, layers)) + 4 * n * n * width * len(layers)
+
+
+def vision_flops(case: Case) -> int:
+    """FLOPs of the vision tower and the projector on one image."""
+    config, inner, prompt = case.model.config.vision_config, case.model.model, case.prompt
+    if hasattr(inner, "visual"):  # Qwen2.5-VL: 8 x 8 patches per window, but for a few blocks
+        tower, merger = inner.visual, inner.visual.merger
+        n, full = prompt.patches, len(config.fullatt_block_indexes)
+        window = min(n, (config.window_size // config.patch_size) ** 2)
+        seen = full * n + (config.depth - full) * window
+        inside = products(tower) - products(merger)
+        return 2 * n * inside + 4 * n * seen * config.hidden_size + 2 * prompt.visual * products(merger)
+    tower = inner.vision_tower
+    n = prompt.patches + 1  # the CLS token, which no patch is embedded for
+    stem = sum(products(part) for part in tower.modules() if isinstance(part, nn.Conv2d))
+    inside = 2 * n * (products(tower) - stem) + 2 * prompt.patches * stem
+    attention = 4 * n * n * config.hidden_size * config.num_hidden_layers
+    projector = 2 * prompt.visual * products(inner.multi_modal_projector)
+    return prompt.sequences * (inside + attention) + projector
+
+
+def cache_bytes(case: Case) -> int:
+    """Keys and values of one prompt."""
+    layers = FAMILIES[case.model.config.model_type].layers(case.model)
+    return sum(2 * case.prompt.tokens * layer.self_attn.k_proj.out_features * BYTES for layer in layers)
+
+
+def forward_bytes(d_model: int, d_mlp: int, tokens: int) -> int:
+    """Largest memory in use at once for the activations of a decoder layer."""
+    return tokens * (FORWARD_MLP * d_mlp + FORWARD_MODEL * d_model) * BYTES
+
+
+def probe_bytes(d_model: int, n_layers: int, tokens: int) -> int:
+    """What the default probes add to it: float32 copies inside a layer, and the columns of all layers."""
+    return tokens * (PROBE_BYTES * d_model + COLUMN_BYTES * n_layers)
+
+
+def vision_bytes(case: Case) -> int:
+    """Largest memory in use at once in the vision tower, likewise."""
+    config, prompt = case.model.config.vision_config, case.prompt
+    return prompt.sequences * forward_bytes(config.hidden_size, config.intermediate_size, prompt.patches)
+
+
+def memory_table() -> str:
+    lines = [
+        "| model | parameters | weights | prompt | KV cache | forward | probes | together |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases():
+        text, prompt = case.text, case.prompt
+        weights = parameters(case.model) * BYTES
+        cache = cache_bytes(case)
+        forward = max(
+            forward_bytes(text.hidden_size, text.intermediate_size, prompt.tokens), vision_bytes(case)
+        )
+        probes = probe_bytes(text.hidden_size, text.num_hidden_layers, prompt.tokens)
+        total = weights + cache + forward + probes
+        lines.append(
+            f"| {case.name} | {parameters(case.model):,} | {weights / 1e9:.2f} GB | "
+            f"{prompt.visual:,} visual + {prompt.text} text tokens | {cache / 1e9:.2f} GB | {forward / 1e9:.2f} GB | "
+            f"{probes / 1e9:.2f} GB | **{total / 1e9:.1f} GB** |"
+        )
+    return "\n".join(lines)
+
+
+def time_table() -> str:
+    lines = [
+        "| model | FLOPs of a prompt | GPU, 1000 prompts | token rows | CPU, tables | disk | disk, `--rows visual` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases():
+        flops = decoder_flops(case) + vision_flops(case)
+        seconds = 1000 * flops * PROBED_OVER_PLAIN / (PEAK_FLOPS * UTILISATION)
+        layers = case.text.num_hidden_layers
+        rows = 1000 * layers * case.prompt.tokens
+        lines.append(
+            f"| {case.name} | {flops / 1e12:.1f} T | {seconds / 60:.1f} min | {rows / 1e6:.0f} million | "
+            f"{rows * MICROSECONDS_PER_ROW / 1e6 / 60:.1f} min | {rows * BYTES_PER_ROW / 1e9:.1f} GB | "
+            f"{1000 * layers * case.prompt.visual * BYTES_PER_ROW / 1e9:.1f} GB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    print(f"{memory_table()}\n\n{time_table()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The README's numbers for 7B models: the script prints them, and what it assumes is measured on small ones."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import estimate_cost
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.utils import logging
+
+import capa_probe as cp
+from capa_probe.demo import demo_data_path, demo_model_path
+from capa_probe.lvlm import HookedLVLM
+from capa_probe.probes import Recorder, choose_probes
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def estimate() -> Iterator[Any]:
+    verbosity = logging.get_verbosity()
+    yield estimate_cost
+    logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="module")
+def cases(estimate: Any) -> dict[str, Any]:
+    return {case.name: case for case in estimate.cases()}
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes that operations allocate, and the largest sum alive at once, without what was given."""
+
+    def __init__(self, given: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    self.alive += storage.nbytes()
+                    self.peak = max(self.peak, self.alive)
+                    weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return out
+
+    def _freed(self, storage: int, n_bytes: int) -> None:
+        self._known.discard(storage)
+        self.alive -= n_bytes
+
+
+class TestCostOf7B:
+    def test_the_readme_shows_what_the_script_prints(
+        self, estimate: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["scripts/estimate_cost.py"])
+        estimate.main()
+        printed = capsys.readouterr().out
+        section = README.split("\n## What a 7B model needs\n")[1].split("\n## ")[0]
+        shown = [line for line in section.splitlines() if line.startswith("|")]
+        assert shown == [line for line in printed.splitlines() if line]
+        assert "Computed, not measured" in section
+        assert "python scripts/estimate_cost.py" in section
+
+    def test_parameters_are_those_of_the_checkpoints(self, estimate: Any, cases: dict[str, Any]) -> None:
+        found = {name: estimate.parameters(case.model) for name, case in cases.items()}
+        # As the checkpoints are advertised, and LLaVA counted by hand.
+        assert {name: round(n / 1e9, 2) for name, n in found.items()} == {
+            "LLaVA-1.5-7B": 7.06,
+            "Qwen2.5-VL-7B": 8.29,
+            "InternVL3-8B": 7.94,
+        }
+        d, mlp, v, v_mlp = 4096, 11008, 1024, 4096
+        decoder = 32 * (4 * d * d + 3 * d * mlp + 2 * d) + d + 2 * 32064 * d
+        block = 4 * (v * v + v) + (v * v_mlp + v_mlp) + (v_mlp * v + v) + 4 * v
+        tower = 24 * block + 14 * 14 * 3 * v + v + 577 * v + 4 * v
+        assert found["LLaVA-1.5-7B"] == decoder + tower + (v * d + d) + (d * d + d)
+
+    def test_flops_reproduce_published_counts(self, estimate: Any, cases: dict[str, Any]) -> None:
+        """8.706 T for LLaVA-1.5-7B on 625 tokens, 0.406 of them for tower and projector; 3.8172 T MACs for 576."""
+        llava = cases["LLaVA-1.5-7B"]
+        vision = estimate.vision_flops(llava)
+        assert vision / 1e12 == pytest.approx(0.4061, abs=5e-5)
+        assert (estimate.decoder_flops(llava, 625) + vision) / 1e12 == pytest.approx(8.7059, abs=5e-5)
+        assert estimate.decoder_flops(llava, 576) / 2e12 == pytest.approx(3.8172, abs=5e-5)
+
+    @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "InternVL3-8B"])
+    def test_prompts_cache_and_tower(self, name: str, estimate: Any, cases: dict[str, Any]) -> None:
+        case = cases[name]
+        text, prompt = case.text, case.prompt
+        head = text.hidden_size // text.num_attention_heads
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * prompt.tokens * 2
+        assert estimate.cache_bytes(case) == cache
+        # 640 x 480: 336 x 336 resized; multiples of 28 (23 x 17); 4 x 3 tiles and a thumbnail.
+        wanted = {"LLaVA-1.5-7B": 24 * 24, "Qwen2.5-VL-7B": 23 * 17, "InternVL3-8B": 13 * 16 * 16}
+        assert prompt.visual == wanted[name]
+        merged = 1 if name == "LLaVA-1.5-7B" else 4
+        assert prompt.patches * prompt.sequences == prompt.visual * merged
+        # At least the products of the tower's blocks, and not half as much again.
+        tower = getattr(case.model.model, "vision_tower", None) or case.model.model.visual
+        least = 2 * estimate.parameters(tower) * prompt.patches * prompt.sequences
+        assert 0.9 * least < estimate.vision_flops(case) < 1.5 * least
+
+    def test_a_row_takes_as_many_bytes_as_assumed(self, estimate: Any, tmp_path: Path) -> None:
+        lvlm = cp.HookedLVLM.from_pretrained(demo_model_path())
+        samples = cp.load_samples(demo_data_path(), limit=16)
+        prof = cp.profile(lvlm, samples, out=tmp_path / "run", batch_size=8, progress=False)
+        size = sum(part.stat().st_size for part in (tmp_path / "run" / "tokens").iterdir())
+        assert size / prof.manifest["n_token_rows"] == pytest.approx(estimate.BYTES_PER_ROW, rel=0.1)
+
+    @pytest.mark.parametrize(("d_model", "ratio"), [(256, 2.6875), (512, 2.6875), (256, 5.286)])
+    def test_memory_inside_a_layer_is_as_assumed(self, estimate: Any, d_model: int, ratio: float) -> None:
+        """Every allocation of a small model's forward, counted; what the formulas leave out is the cache."""
+        n_layers, heads, d_mlp, tokens = 3, d_model // 128, int(ratio * d_model), 1024 + 32
+        vision = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=128,
+            patch_size=4,
+        )
+        text = LlamaConfig(
+            vocab_size=64,
+            hidden_size=d_model,
+            intermediate_size=d_mlp,
+            num_hidden_layers=n_layers,
+            num_attention_heads=heads,
+        )
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=60)
+        model = LlavaForConditionalGeneration(config).eval().to(torch.bfloat16)
+        ids = torch.tensor([[1, *[60] * 1024, *range(2, 33)]])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs["pixel_values"] = torch.randn(1, 3, 128, 128, dtype=torch.bfloat16)
+        lvlm = HookedLVLM(model)
+        given = [*model.parameters(), *model.buffers(), *inputs.values()]
+        with torch.no_grad(), PeakMemory(given) as plain:
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        recorder = Recorder(lvlm, choose_probes("default"), lvlm.spans(inputs))
+        with torch.no_grad(), PeakMemory(given) as probed, recorder.attached():
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        cache = 2 * n_layers * d_model * tokens * 2
+        assert estimate.forward_bytes(d_model, d_mlp, tokens) == pytest.approx(plain.peak - cache, rel=0.2)
+        added = estimate.probe_bytes(d_model, n_layers, tokens)
+        assert 0.95 * (probed.peak - plain.peak) < added  # an upper bound ...
+        if ratio < 3:
+            assert added < 1.5 * (probed.peak - plain.peak)  # ... and no wild one
