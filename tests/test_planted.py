@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,8 +16,10 @@ from capa_probe.tables import LayerProfile
 from tests import planted
 from tests.planted import Planted, Sink
 from tests.planted_weights import KINDS, SINKS
+from tests.test_docs import blocks
 
 ETA, TAU = 0.96, 20.0
+PAGE = Path(__file__).parents[1] / "docs" / "planted.md"
 
 
 class Findings(NamedTuple):
@@ -225,6 +228,35 @@ def test_the_answer_comes_from_the_anchors(truth: Planted, removed: tuple[str, .
     said = truth.processor.tokenizer.convert_ids_to_tokens(out.logits[:, -1].argmax(dim=-1).tolist())
     expected = [truth.answers[s.id] if answers else truth.without_answer for s in samples]
     assert said == expected
+
+
+def test_documented_code_runs() -> None:
+    (block,) = blocks(PAGE, "python")
+    namespace: dict[str, Any] = {}
+    with pytest.warns(UserWarning, match="they are offsets"):
+        exec(block, namespace)
+    assert namespace["found"] == namespace["truth"].sinks
+    assert set(namespace["layers"].query("visual_only")["layer"]) == namespace["truth"].visual_only
+
+
+def test_documented_table_is_what_comes_back() -> None:
+    truth, prof = planted.plant("llava"), profile("llava")
+    found, layers = findings(prof), cp.redundant_layers(prof, eta=ETA).set_index("layer")
+    expected = []
+    for layer, plan in enumerate(truth.plan):
+        counts = [
+            ", ".join(
+                str(sum((s.layer, s.role) == (layer, role) for s in sinks)) for role in ("dump", "anchor")
+            )
+            for sinks in (truth.sinks, found.sinks)
+        ]
+        row = layers.loc[layer]
+        verdict = "visual only" if row["visual_only"] else "yes" if row["redundant"] else "no"
+        cosines = [f"{row['visual_cosine']:.2f}", f"{row['text_cosine']:.2f}"]
+        expected.append([str(layer), plan.visual, plan.text, *counts, *cosines, verdict])
+    section = PAGE.read_text(encoding="utf-8").split("## What comes back")[1]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:3].strip("| ").isdigit()]
+    assert table == expected
 
 
 def test_the_model_is_the_librarys_own(truth: Planted) -> None:
