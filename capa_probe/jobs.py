@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 
 from capa_probe.console import quiet_transformers, show, status
-from capa_probe.errors import CapaProbeError, OtherRunError
+from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
+from capa_probe.examples import EXAMPLES, remove_examples, write_examples
 from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
+from capa_probe.report import REPORT_FILE, write_report
 from capa_probe.run_folder import locked, made_with, remove_profile
 from capa_probe.samples import Sample
 from capa_probe.tables import is_finished
@@ -64,7 +67,8 @@ def run(
             )
     prof, reused = None, is_finished(out) and not overwrite
     try:
-        with locked(out), quiet_transformers():
+        with locked(out), quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", LeftOutWarning)  # the findings say it
             try:
                 prof = profile(lvlm, samples, out=out, overwrite=overwrite, **settings)
             except OtherRunError:
@@ -73,10 +77,16 @@ def run(
                 clear(out, own_model)
                 reused = False
                 prof = profile(lvlm, samples, out=out, **settings)
+            if overwrite:
+                remove_examples(out)
+            with status("keeping examples"):
+                write_examples(lvlm, samples, out)
             with status("analysing"):
                 findings = find(prof, tau=tau, eta=eta)
                 remove(out)  # an earlier analysis may have written more
                 files = write(prof, findings, out)
+            with status("writing the report"):
+                files.append(write_report(out))
     except KeyboardInterrupt:
         state = "is not finished; the same command goes on from here" if prof is None else "is finished"
         raise KeyboardInterrupt(f"the profile in {out} {state}") from None
@@ -103,7 +113,7 @@ def clear(out: Path, model: Path) -> None:
     found = made_with(out).get("model")
     if found is not None and Path(str(found)).name != model.name:
         raise CapaProbeError(f"{out} holds a profile of {found}, not of {model.name}; give another --out.")
-    names = {*_PROFILE, *(Path(name).parts[0] for name in FILES)}
+    names = {*_PROFILE, EXAMPLES, REPORT_FILE, *(Path(name).parts[0] for name in FILES)}
     others = [str(path.relative_to(out)) for path in out.iterdir() if path.name not in names]
     others += [
         str(path.relative_to(out))
@@ -116,6 +126,8 @@ def clear(out: Path, model: Path) -> None:
             "move it away or give another --out."
         )
     remove(out)
+    remove_examples(out)
+    (out / REPORT_FILE).unlink(missing_ok=True)
     remove_profile(out)
 
 

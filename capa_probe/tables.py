@@ -19,12 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from capa_probe.errors import CapaProbeError
 
@@ -59,17 +57,22 @@ _MEASURED = tuple(name for columns in PROBE_COLUMNS.values() for name in columns
 #: Measured columns that the layers table summarises (all but indices of dimensions). NaN where a value does not apply.
 MEASURES: tuple[str, ...] = tuple(name for name in _MEASURED if not name.startswith("sink_dim"))
 _INDICES = ("image", "tile", "row", "col")
+
+
+def _measured(name: str) -> pa.Field[Any]:
+    return pa.field(name, pa.float32()) if name in MEASURES else pa.field(name, pa.int32())
+
+
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("sample", pa.string()),
+    *(pa.field(name, pa.int32()) for name in ("step", "layer", "position")),
+    pa.field("kind", pa.string()),
+    *(pa.field(name, pa.int32()) for name in _INDICES),
+    *(_measured(name) for name in _MEASURED),
+]
 #: One row per (sample, step, layer, position). A float that does not apply is NaN; an index that does not apply
 #: (place of a text token, ``sink_dim`` of a row without sink strength) is -1.
-TOKEN_SCHEMA: pa.Schema = pa.schema(
-    [
-        pa.field("sample", pa.string()),
-        *(pa.field(name, pa.int32()) for name in ("step", "layer", "position")),
-        pa.field("kind", pa.string()),
-        *(pa.field(name, pa.int32()) for name in _INDICES),
-        *(pa.field(name, pa.float32() if name in MEASURES else pa.int32()) for name in _MEASURED),
-    ]
-)
+TOKEN_SCHEMA: pa.Schema = pa.schema(_FIELDS)
 
 #: Statistics of the layers table: the mean, and quantiles by linear interpolation.
 QUANTILES: dict[str, float] = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
@@ -91,59 +94,6 @@ ROWS = ("all", "visual", "none")
 #: What a profile's folder holds; ``unfinished.json`` only while it is written.
 TOKENS_FOLDER, LAYERS_FILE, MANIFEST_FILE = "tokens", "layers.parquet", "manifest.json"
 UNFINISHED_FILE = "unfinished.json"
-
-
-def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Mean and quantiles of every measure over the tokens of each (sample, step, layer, kind).
-
-    Args:
-        tokens: token rows in any order, with the columns of ``TOKEN_SCHEMA``.
-
-    Returns:
-        One row per group, in the order in which the groups first appear, with the columns of ``LAYER_SCHEMA``. NaN
-        is skipped; a group without a value gives NaN. Quantiles interpolate linearly, as ``numpy.quantile`` does.
-    """
-    if tokens.empty:
-        return LAYER_SCHEMA.empty_table().to_pandas()
-    keys = tokens[list(GROUP_COLUMNS)]
-    group = keys.groupby(list(GROUP_COLUMNS), sort=False, observed=True).ngroup().to_numpy()
-    sizes = np.bincount(group)
-    by_group = np.argsort(group, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    values = np.stack([tokens[name].to_numpy(np.float32) for name in MEASURES])
-
-    statistics = np.full((len(MEASURES), len(STATISTICS), len(sizes)), np.nan, dtype=np.float32)
-    # Groups of one size form a block, so that one sort serves all of them and every measure.
-    for size in np.unique(sizes):
-        same = np.flatnonzero(sizes == size)
-        block = values[:, by_group[starts[same, None] + np.arange(size)]]  # (measure, group, token)
-        statistics[:, :, same] = _statistics(block)
-
-    table = keys.iloc[by_group[starts]].reset_index(drop=True)
-    columns: dict[str, Any] = {"n_tokens": sizes.astype(np.int32)}
-    for measure, rows in zip(MEASURES, statistics, strict=True):
-        columns |= {f"{measure}_{stat}": row for stat, row in zip(STATISTICS, rows, strict=True)}
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
-
-
-def _statistics(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(measure, group, token) to (measure, statistic, group)."""
-    ordered = np.sort(block, axis=-1)  # NaN goes last
-    known = ~np.isnan(ordered)
-    count = known.sum(axis=-1)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(known, ordered, 0).sum(axis=-1, dtype=np.float64) / count
-    found = [mean]
-    for quantile in QUANTILES.values():
-        place = quantile * np.maximum(count - 1, 0)
-        below = np.floor(place).astype(np.intp)
-        above = np.minimum(below + 1, np.maximum(count - 1, 0))
-        low, high = (
-            np.take_along_axis(ordered, index[..., None], axis=-1)[..., 0].astype(np.float64)
-            for index in (below, above)
-        )
-        found.append(low + (high - low) * (place - below))
-    return np.stack(found, axis=1).astype(np.float32)
 
 
 class LayerProfile:
@@ -275,6 +225,19 @@ class LayerProfile:
             f"  .layers  {known['n_layer_rows']:,} rows\n"
             f"  .manifest  {', '.join(known)}"
         )
+
+
+def describe_skipped(skipped: Sequence[Mapping[str, str]], n: int) -> str:
+    """The samples that a run left out, in a sentence.
+
+    Args:
+        skipped: as the manifest has them, at least one.
+        n: how many samples there were, these included.
+    """
+    return (
+        f"{len(skipped)} of {n:,} samples {'is' if len(skipped) == 1 else 'are'} left out, because an image cannot be "
+        f"used (the manifest lists them under skipped); the first: {skipped[0]['reason']}"
+    )
 
 
 def is_unfinished(path: str | os.PathLike[str]) -> bool:

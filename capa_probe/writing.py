@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.files import replace, write_json
+from capa_probe.layer_table import summarise_layers
 from capa_probe.run_folder import LAYERS_FOLDER, begin, check_output, tidy
 from capa_probe.tables import (
     FORMAT_VERSION,
@@ -30,7 +31,6 @@ from capa_probe.tables import (
     LayerProfile,
     is_finished,
     read_table,
-    summarise_layers,
 )
 
 #: Batches are gathered into parts of about this many rows (some 20 MB in memory).

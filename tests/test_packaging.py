@@ -32,6 +32,7 @@ LAYERS = (
     "files",
     "samples",
     "tables",
+    "layer_table",
     "run_folder",
     "writing",
     "memory",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.layer_table import summarise_layers
 from capa_probe.run_folder import check_output, remove_profile
 from capa_probe.tables import (
     GROUP_COLUMNS,
@@ -21,7 +22,6 @@ from capa_probe.tables import (
     MEASURES,
     TOKEN_SCHEMA,
     LayerProfile,
-    summarise_layers,
 )
 from capa_probe.writing import ProfileWriter
 from tests.synthetic import World, facts, profile, tokens
