@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
+import capa_probe as cp
 from capa_probe.samples import load_samples
 from capa_probe.tables import GROUP_COLUMNS, STATISTICS, TOKEN_SCHEMA
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -77,6 +84,11 @@ def test_every_column_is_explained() -> None:
         "n_tokens",
         *(f"{{measure}}_{s}" for s in STATISTICS),
     }
+
+
+def test_every_manifest_key_is_explained() -> None:
+    prof = cp.profile(cp.HookedLVLM(tiny.build("llava")), [tiny.inputs("llava")], progress=False)
+    assert table_names(ROOT / "docs" / "tables.md", "manifest") == set(prof.manifest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
