@@ -1,0 +1,455 @@
+"""The report: what it says is what the run's tables say, and what is missing is said, not left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from capa_probe import findings
+from capa_probe.cli import app
+from capa_probe.errors import CapaProbeError
+from capa_probe.report import settings, words, write_report
+from capa_probe.tables import LayerProfile
+from tests import runs, synthetic
+from tests.synthetic import World
+
+#: Elements that have no end tag.
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A page as a list of elements and as the words a reader sees; refuses tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, *names: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.elements for name in names if name in attributes]
+
+
+def read(file: Path) -> Page:
+    return Page(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = runs.write(tmp_path_factory.mktemp("run") / "run", versions={"torch": "9.8.7"}, dtype="bfloat16")
+    prof = LayerProfile.load(path)
+    findings.write(prof, findings.find(prof, tau=synthetic.TAU, eta=0.97), path)
+    return runs.add_examples(path, {"a": runs.picture(), "b": runs.picture(seed=1)})
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return read(write_report(run))
+
+
+class TestContent:
+    def test_summary(self, page: Page) -> None:
+        assert "made-up" in page.text
+        # Thresholds are those that the run's findings were made with.
+        assert "attention sinks 3 in 2 of 5 layers" in page.text
+        assert "Probability Dumps 33 % of the sinks: 1, and 2 anchors" in page.text
+        assert "redundant FFN 2 of 5" in page.text
+        assert "(cosine above η = 0.97); in 1 of them (3) not that of text tokens." in page.text
+        assert "Only 3 samples were profiled" in page.text
+
+    def test_every_remark_is_there(self, run: Path, page: Page) -> None:
+        found = findings.find(LayerProfile.load(run), tau=synthetic.TAU, eta=0.97)
+        assert found.remarks
+        for remark in found.remarks:
+            assert " ".join(remark.split()) in page.text
+
+    def test_strip_of_layers(self, page: Page) -> None:
+        states = [
+            a["class"] for tag, a in page.elements if tag == "span" and a.get("class", "").startswith("ffn ")
+        ]
+        assert states[:5] == ["ffn no", "ffn no", "ffn both", "ffn only", "ffn no"]
+        titles = [title for title in page.attributes("title") if title.startswith("layer")]
+        assert [title.split("; ")[-1] for title in titles] == [
+            "0 sinks",
+            "0 sinks",
+            "2 sinks",
+            "0 sinks",
+            "1 sink",
+        ]
+
+    def test_numbers_of_each_layer(self, run: Path, page: Page) -> None:
+        table = findings.find(LayerProfile.load(run), tau=synthetic.TAU, eta=0.97).summary()
+        for row in table.itertuples():
+            cosines = f"{row.visual_cosine:.4f} {row.text_cosine:.4f} {row.redundant}"
+            line = f"{row.layer} {cosines} {row.n_sinks} {row.n_dump} {row.n_anchor}"
+            assert line in page.text
+
+    def test_figures_with_captions(self, page: Page) -> None:
+        labels = page.attributes("aria-label")
+        for heading in (
+            "What the FFN does in each layer",
+            "Attention against contribution",
+            "Sinks per layer and role",
+            "Value norms and residual updates",
+        ):
+            assert heading in labels
+        for caption in ("Cosine between", "Each point is a visual token", "Above: how many", "L2 norms on"):
+            (start,) = [m.start() for m in re.finditer(caption, page.text)]
+            assert "3 samples" in page.text[start : start + 700]
+
+    def test_examples(self, page: Page) -> None:
+        assert "what is a?" in page.text
+        assert "model crimson. ✓ accepted accepted red, Crimson" in page.text
+        assert "USER: <image> what is b? ASSISTANT:" in page.text
+        assert "in layers 0, 1, 2, 3, 4." in page.text  # four, and the one with most sinks
+        assert "2 × 8 visual tokens" in page.text
+
+    def test_scale_of_every_panel_is_its_largest_value(self, run: Path, page: Page) -> None:
+        tokens = LayerProfile.load(run).tokens
+        layers = [0, 1, 2, 3, 4]
+        shown = {
+            a["aria-label"]
+            for tag, a in page.elements
+            if tag == "svg" and "largest" in a.get("aria-label", "")
+        }
+        expected = set()
+        for sample in "ab":
+            for layer in layers:
+                here = tokens[
+                    (tokens["sample"] == sample) & (tokens["layer"] == layer) & (tokens["kind"] == "visual")
+                ]
+                expected |= {
+                    f"{name} in layer {layer}, largest {words.number(here[name].max())}"
+                    for name in ("attention", "contribution")
+                }
+        assert shown == expected
+
+    def test_sinks_are_outlined(self, page: Page) -> None:
+        marks = [
+            a["class"] for tag, a in page.elements if tag == "g" and a.get("class", "").startswith("mark ")
+        ]
+        # Sample a has a dump in layer 2, sample b an anchor in layers 2 and 4; each over attention and contribution.
+        assert marks == ["mark dump"] * 2 + ["mark anchor"] * 4
+
+    def test_settings_versions_and_commands(self, run: Path, page: Page) -> None:
+        for pair in (
+            "torch 9.8.7",
+            "dtype bfloat16",
+            "decoder layers 5",
+            "width (d_model) 1,024",
+            "τ, on sink strength 10",
+            "η, on the FFN cosine 0.97",
+        ):
+            assert pair in page.text
+        assert f"capa-probe report {run}" in page.text
+        assert f"capa-probe profile made-up DATA --out {run} --tau 10.0 --eta 0.97" in page.text
+
+
+class TestOneFile:
+    def test_refers_to_nothing_outside(self, run: Path, page: Page) -> None:
+        text = (run / "report.html").read_text()
+        for reference in page.attributes("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+            assert reference.startswith(("#", "data:image/"))
+        assert not {tag for tag, _ in page.elements} & {
+            "script",
+            "link",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "form",
+        }
+        assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+        assert (
+            re.findall(r"url\((?!#)|@import|https?://|//[a-z]+\.[a-z]", re.sub(r"base64,[\w+/=]+", "", text))
+            == []
+        )
+
+    def test_every_reference_in_it_leads_somewhere_once(self, run: Path, page: Page) -> None:
+        ids = page.attributes("id")
+        assert len(ids) == len(set(ids))
+        text = (run / "report.html").read_text()
+        inside = [name[1:] for name in page.attributes("href") if name.startswith("#")] + re.findall(
+            r"url\(#([^)]+)\)", text
+        )
+        assert inside
+        assert set(inside) <= set(ids)
+
+    def test_forbids_scripts_and_network(self, page: Page) -> None:
+        (policy,) = [
+            a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"
+        ]
+        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+    def test_all_words_are_escaped(self, tmp_path: Path) -> None:
+        evil = '</title></style><script>alert("1")</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'
+        path = runs.write(
+            tmp_path / "run",
+            model=evil,
+            versions={evil: evil},
+            skipped=[{"sample": evil, "reason": evil}],
+            settings={"steps": 0, evil: [evil]},
+        )
+        runs.add_examples(
+            path, {"a": runs.picture()}, question=evil, prompt=evil, generated=evil, answers=[evil], task=evil
+        )
+        file = write_report(path)
+        page = read(file)
+        tags = [tag for tag, _ in page.elements]
+        assert "script" not in tags
+        assert tags.count("img") == 1
+        assert "<script>" not in file.read_text()
+        assert page.text.count('<script>alert("1")</script>') >= 9
+        assert "49" not in [word.strip("}") for word in page.text.split()]
+
+    def test_odd_characters(self, tmp_path: Path) -> None:
+        path = runs.write(tmp_path / "run")
+        runs.add_examples(path, {"a": runs.picture()}, question="naïve 色 \ud800 \u2028 end")
+        assert "naïve 色 ?" in read(write_report(path)).text
+
+    def test_same_run_same_bytes(self, run: Path, tmp_path: Path) -> None:
+        first, second = (write_report(run, tmp_path / name) for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+    def test_stays_small_with_photographs_and_many_layers(self, tmp_path: Path) -> None:
+        """Four noisy photographs of 512 x 512 with 24 x 24 tokens, 32 layers: the default on a 7B model."""
+        world = World(samples=tuple("abcd"), n_layers=32, side=24, n_text=3, sinks=runs.SINKS)
+        path = runs.write(tmp_path / "run", synthetic.tokens(world), world)
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        photo = Image.fromarray(noise).resize((512, 512))
+        runs.add_examples(path, dict.fromkeys("abcd", photo), grid=(24, 24))
+        file = write_report(path)
+        assert len([tag for tag, a in read(file).elements if a.get("class") == "heat"]) >= 32
+        assert file.stat().st_size < 8_000_000
+
+
+class TestMissingParts:
+    def test_no_sinks(self, tmp_path: Path) -> None:
+        path = runs.write(tmp_path / "run", synthetic.tokens(World()), World())
+        text = read(write_report(path)).text
+        assert "attention sinks 0 in no layer" in text
+        assert "No visual token is an attention sink" in text
+        assert "no sinks in any layer" in text
+        assert "No sinks at tau = 20; the largest sink strength" in text
+        assert "Massive dimensions" not in text
+
+    def test_no_token_rows(self, tmp_path: Path) -> None:
+        path = runs.add_examples(runs.write(tmp_path / "run", rows="none"), {"a": runs.picture()})
+        page = read(write_report(path))
+        assert 'Sinks were not looked for: rows="none" kept no token rows.' in page.text
+        assert 'Nothing is drawn over the images: rows="none"' in page.text
+        assert len(page.attributes("src")) == 1
+        assert "redundant FFN 2 of 5" in page.text
+
+    def test_no_examples(self, tmp_path: Path) -> None:
+        assert "This run keeps no examples" in read(write_report(runs.write(tmp_path / "run"))).text
+
+    @pytest.mark.parametrize(
+        ("probes", "said", "figures"),
+        [
+            (["ffn_cosine"], "Sinks were not looked for: the profile lacks the probe attention and", 1),
+            (["attention", "contribution", "sink_strength"], "Redundant layers were not looked for", 2),
+            (["residual"], "Redundant layers were not looked for", 1),
+        ],
+    )
+    def test_probes_that_were_not_run(
+        self, probes: list[str], said: str, figures: int, tmp_path: Path
+    ) -> None:
+        table = runs.tokens()
+        measured = {
+            "attention": ["attention", "attention_text"],
+            "contribution": ["contribution"],
+            "sink_strength": [name for name in table if name.startswith("sink_strength")],
+            "ffn_cosine": ["ffn_cosine"],
+            "value_norm": ["value_norm"],
+            "residual": [
+                "resid_pre_norm",
+                "resid_mid_norm",
+                "attn_update_norm",
+                "ffn_update_norm",
+                "attn_cosine",
+            ],
+        }
+        for probe, columns in measured.items():
+            if probe not in probes:
+                table[columns] = np.nan
+        path = runs.write(tmp_path / "run", table, settings={"steps": 0, "probes": probes})
+        runs.add_examples(path, {"a": runs.picture()})
+        page = read(write_report(path))
+        assert said in page.text
+        headings = {
+            "What the FFN does in each layer",
+            "Attention against contribution",
+            "Sinks per layer and role",
+            "Value norms and residual updates",
+        }
+        drawn = [a for tag, a in page.elements if tag == "svg" and a.get("aria-label") in headings]
+        assert len(drawn) == figures
+        if "attention" not in probes:
+            assert "Neither attention nor contribution was measured" in page.text
+
+    def test_threshold_that_the_width_has_no_room_for(self, tmp_path: Path) -> None:
+        table = runs.tokens()
+        table[[name for name in table if name.startswith("sink_dim")]] %= 64
+        page = read(write_report(runs.write(tmp_path / "run", table, d_model=64)))
+        assert "redundant FFN 2 of 5" in page.text
+        assert "256" in page.text
+
+    def test_an_example_of_another_run(self, tmp_path: Path) -> None:
+        path = runs.write(tmp_path / "run")
+        runs.add_examples(path, {"a": runs.picture(), "zzz": runs.picture()}, grid=(4, 4))
+        text = read(write_report(path)).text
+        assert "The image that is kept and the visual tokens of this sample do not match." in text
+        assert "It is not known where in the image its visual tokens lie." in text
+
+    def test_damaged_examples(self, tmp_path: Path) -> None:
+        path = runs.add_examples(runs.write(tmp_path / "run"), {"a": runs.picture()})
+        (path / "examples" / "0-0.png").unlink()
+        assert "0-0.png of the example is missing or cannot be read" in read(write_report(path)).text
+        (path / "examples" / "examples.jsonl").write_text("{")
+        assert "examples.jsonl cannot be read" in read(write_report(path)).text
+
+    def test_left_out_samples(self, tmp_path: Path) -> None:
+        skipped = [{"sample": f"s{i}", "reason": f"image {i}.png cannot be read."} for i in range(25)]
+        text = read(write_report(runs.write(tmp_path / "run", skipped=skipped))).text
+        assert "left out" in text
+        assert "s19 image 19.png cannot be read." in text
+        assert "5 more listed in manifest.json" in text
+
+    def test_a_single_sample(self, tmp_path: Path) -> None:
+        world = World(samples=("a",), cosines=runs.COSINES)
+        text = read(write_report(runs.write(tmp_path / "run", synthetic.tokens(world), world))).text
+        assert "A single sample was profiled" in text
+
+    def test_fewer_examples(self, run: Path, tmp_path: Path) -> None:
+        assert "what is b?" not in read(write_report(run, tmp_path / "a.html", n_examples=1)).text
+        assert "None were asked for." in read(write_report(run, tmp_path / "b.html", n_examples=0)).text
+
+
+class TestErrors:
+    @pytest.mark.parametrize("n", [-1, 1.5, True, "2"])
+    def test_number_of_examples(self, n: object, run: Path) -> None:
+        with pytest.raises(CapaProbeError, match="n_examples=.* whole number"):
+            write_report(run, n_examples=n)  # type: ignore[arg-type]
+
+    def test_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(CapaProbeError, match="does not exist"):
+            write_report(tmp_path / "nowhere")
+        with pytest.raises(CapaProbeError, match="holds no profile"):
+            write_report(tmp_path)
+        path = runs.write(tmp_path / "run")
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+        with pytest.raises(CapaProbeError, match="newer"):
+            write_report(path)
+        assert not (path / "report.html").exists()
+
+    def test_output_is_a_folder(self, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(CapaProbeError, match="is a folder; give the file"):
+            write_report(run, tmp_path)
+
+    def test_what_was_there_stays_if_the_disk_is_full(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = write_report(run, tmp_path / "new" / "report.html")
+        before = file.read_bytes()
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space"):
+            write_report(run, file)
+        assert file.read_bytes() == before
+        assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+
+
+class TestCommandLine:
+    def test_writes_and_says_where(self, run: Path, tmp_path: Path) -> None:
+        file = tmp_path / "a.html"
+        done = CliRunner().invoke(app, ["report", str(run), "--out", str(file), "--examples", "1"])
+        assert (done.exit_code, done.stdout.strip()) == (0, str(file))
+        assert "what is a?" in read(file).text
+
+    def test_bad_input_is_one_line_with_status_2(self, tmp_path: Path) -> None:
+        for arguments in ([str(tmp_path)], [str(tmp_path), "--examples", "-1"], []):
+            done = CliRunner().invoke(app, ["report", *arguments])
+            assert done.exit_code == 2
+            assert len(done.stderr.strip().splitlines()) == 1
+            assert done.stderr.startswith("error: ")
+
+    def test_help_has_an_example(self) -> None:
+        assert "capa-probe report runs/demo" in CliRunner().invoke(app, ["report", "--help"]).stdout
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            (0, "0"),
+            (0.02061, "0.0206"),
+            (12.345, "12.3"),
+            (1234.5, "1,234"),
+            (3.2e-7, "3.2e-07"),
+            (float("nan"), "–"),
+        ],
+    )
+    def test_numbers(self, value: float, shown: str) -> None:
+        assert words.number(value) == shown
+
+    @pytest.mark.parametrize(
+        ("share", "shown"),
+        [
+            (0, "0 %"),
+            (0.00123, "0.12 %"),
+            (0.0456, "4.6 %"),
+            (0.44, "44 %"),
+            (1, "100 %"),
+            (float("nan"), "–"),
+        ],
+    )
+    def test_shares(self, share: float, shown: str) -> None:
+        assert words.percent(share) == shown
+
+    def test_a_folder_is_named_by_its_last_part(self) -> None:
+        assert words.model_name({"model": "/somewhere/models/mine"}) == "mine"
+        assert words.model_name({"model": "llava-hf/llava-1.5-7b-hf"}) == "llava-hf/llava-1.5-7b-hf"
+
+    def test_commands_are_quoted_and_leave_defaults_out(self) -> None:
+        manifest = {
+            "model": "my model",
+            "settings": {"limit": 5, "steps": 2, "rows": "visual", "batch_size": 1},
+        }
+        first, second = settings.commands(Path("a run"), manifest, "auto", 0.96)
+        assert first == "capa-probe profile 'my model' DATA --out 'a run' --limit 5 --steps 2"
+        assert second == "capa-probe report 'a run'"

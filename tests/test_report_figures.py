@@ -1,0 +1,182 @@
+"""The figures that the report adds, and figures as SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import colors
+from matplotlib.figure import Figure
+
+from capa_probe.analysis import classify_sinks, sink_summary
+from capa_probe.errors import CapaProbeError
+from capa_probe.figures import attention_contribution, norms, sink_counts, svg
+from capa_probe.figures.style import INK, QUIET, ROLES, TEXT, VISUAL
+from capa_probe.tables import LayerProfile
+from tests import runs, synthetic
+from tests.synthetic import World
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text())
+
+
+def bars(figure: Figure, colour: str) -> dict[int, tuple[float, float]]:
+    """Layer to bottom and height of the bars of a colour."""
+    return {
+        round(patch.get_x() + patch.get_width() / 2): (patch.get_y(), patch.get_height())
+        for patch in figure.axes[0].patches
+        if colors.to_hex(patch.get_facecolor()) == colour.lower() and patch.get_height() < 1e3
+        and 0.7 < patch.get_width() < 0.75
+    }  # fmt: skip
+
+
+def line(axes: object, colour: str, style: str = "-") -> np.ndarray:
+    (found,) = [
+        each for each in axes.lines  # type: ignore[attr-defined]
+        if each.get_color() == colour and each.get_linestyle() == style
+    ]  # fmt: skip
+    return np.column_stack(found.get_data())
+
+
+@pytest.fixture(scope="module")
+def prof() -> LayerProfile:
+    return synthetic.profile(runs.WORLD)
+
+
+class TestSinkCounts:
+    def test_bars_are_the_counts_stacked(self, prof: LayerProfile) -> None:
+        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
+        figure = sink_counts(table, synthetic.TAU, 3)
+        dumps, anchors = (bars(figure, ROLES[role][0]) for role in ("dump", "anchor"))
+        assert {layer: height for layer, (_, height) in dumps.items()} == dict(enumerate(table["n_dump"]))
+        assert {layer: height for layer, (_, height) in anchors.items()} == dict(enumerate(table["n_anchor"]))
+        assert all(bottom == dumps[layer][1] for layer, (bottom, _) in anchors.items())
+
+    def test_lines_are_the_shares_from_layer_2_on(self, prof: LayerProfile) -> None:
+        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
+        below = sink_counts(table).axes[1]
+        np.testing.assert_allclose(line(below, INK)[2:, 1], 100 * table["attention_share"][2:])
+        np.testing.assert_allclose(line(below, QUIET, "--")[2:, 1], 100 * table["share_sinks"][2:])
+        assert np.isnan(line(below, INK)[:2, 1]).all()
+
+    def test_says_what_it_shows(self, prof: LayerProfile) -> None:
+        said = words(sink_counts(sink_summary(classify_sinks(prof, tau=synthetic.TAU)), synthetic.TAU, 3))
+        assert "3 sinks at τ = 10; 3 samples, 48 visual tokens per layer" in said
+        assert "Probability Dump" in said
+        assert "undetermined" not in said
+        assert "(%)" in said
+        empty = sink_summary(classify_sinks(synthetic.profile(World()), tau=synthetic.TAU))
+        assert "No sinks" in words(sink_counts(empty))
+
+    def test_bad_tables(self, prof: LayerProfile) -> None:
+        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
+        with pytest.raises(CapaProbeError, match="lacks the columns n_dump"):
+            sink_counts(table.drop(columns="n_dump"))
+        with pytest.raises(CapaProbeError, match="is empty"):
+            sink_counts(table.iloc[:0])
+
+
+class TestNorms:
+    def test_lines_are_medians_averaged_over_samples(self, prof: LayerProfile) -> None:
+        figure = norms(prof.layers)
+        names = ("value_norm", "attn_update_norm", "ffn_update_norm")
+        for axes, name in zip(figure.axes, names, strict=True):
+            for kind, colour in (("visual", VISUAL), ("text", TEXT)):
+                rows = prof.tokens[prof.tokens["kind"] == kind]
+                medians = rows.groupby(["sample", "layer"])[name].median().groupby("layer").mean()
+                np.testing.assert_allclose(line(axes, colour)[:, 1], medians, rtol=1e-5)
+        for axes, stream in zip(figure.axes[1:], ("resid_pre_norm", "resid_mid_norm"), strict=True):
+            rows = prof.tokens[prof.tokens["kind"] == "visual"]
+            medians = rows.groupby(["sample", "layer"])[stream].median().groupby("layer").mean()
+            (dotted,) = [
+                each for each in axes.lines if each.get_color() == VISUAL and each.get_marker() == "None"
+            ]
+            np.testing.assert_allclose(dotted.get_ydata(), medians, rtol=1e-5)
+
+    def test_roles(self, prof: LayerProfile) -> None:
+        sinks = classify_sinks(prof, tau=synthetic.TAU)
+        figure = norms(prof.layers, sinks)
+        marks = [each for each in figure.axes[0].lines if each.get_color() == ROLES["anchor"][0]]
+        expected = sinks[sinks["role"] == "anchor"].groupby("layer")["value_norm"].median()
+        np.testing.assert_allclose(np.column_stack(marks[0].get_data()), expected.reset_index())
+        assert "Probability Dump" in words(figure)
+        assert "Probability Dump" not in words(norms(prof.layers))
+
+    def test_says_units_and_numbers(self, prof: LayerProfile) -> None:
+        said = words(norms(prof.layers))
+        assert "3 samples with 48 visual tokens and 18 text tokens" in said
+        assert "L2 norm (activation units)" in said
+
+    def test_what_was_not_measured_has_no_panel(self, prof: LayerProfile) -> None:
+        table = prof.layers.copy()
+        table.loc[:, [name for name in table if name.startswith("value_norm")]] = np.nan
+        assert [axes.get_title(loc="left") for axes in norms(table).axes] == [
+            "Added by attention",
+            "Added by the FFN",
+        ]
+        table.loc[:, [name for name in table if "update_norm" in name]] = np.nan
+        with pytest.raises(CapaProbeError, match="neither value norms nor residual updates"):
+            norms(table)
+        with pytest.raises(CapaProbeError, match="lacks the columns step"):
+            norms(prof.layers.drop(columns="step"))
+
+    def test_decode_steps_are_passed_over(self) -> None:
+        world = World(steps=2, cosines=runs.COSINES)
+        layers = synthetic.profile(world, rows="visual").layers
+        prefill = layers[layers["step"] == 0]
+        for axes, alone in zip(norms(layers).axes, norms(prefill).axes, strict=True):
+            np.testing.assert_array_equal(line(axes, VISUAL), line(alone, VISUAL))
+
+    def test_ticks_are_numbers_within_a_decade(self, prof: LayerProfile) -> None:
+        table = prof.layers.copy()
+        for name in ("p05", "p50", "p95"):
+            table[f"value_norm_{name}"] = {"p05": 2.2, "p50": 3.0, "p95": 4.4}[name]
+        figure = norms(table)
+        figure.canvas.draw()
+        low, high = figure.axes[0].get_ylim()
+        ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len([tick for tick in ticks if tick and low <= float(tick) <= high]) >= 3
+
+
+class TestSVG:
+    def test_is_well_formed_and_complete_in_itself(self, prof: LayerProfile) -> None:
+        text = svg(norms(prof.layers), "a-b", 'Norms & "more" <b>')
+        root = ET.fromstring(text)
+        assert root.get("aria-label") == 'Norms & "more" <b>'
+        ids = [element.get("id") for element in root.iter() if element.get("id")]
+        assert all(name.startswith("a-b-") for name in ids)
+        inside = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text)
+        assert inside
+        assert {first or second for first, second in inside} <= set(ids)
+        assert "http" not in text
+        assert "<style" not in text
+        assert "<!--" not in text
+
+    def test_colours_come_from_the_page(self, prof: LayerProfile) -> None:
+        sinks = classify_sinks(prof, tau=synthetic.TAU)
+        text = svg(sink_counts(sink_summary(sinks)), "sinks", "Sinks") + svg(norms(prof.layers), "n", "Norms")
+        bare = re.sub(r"var\([^)]*\)", "", text)
+        assert set(re.findall(r"#[0-9a-f]{6}\b", bare)) <= {"#000000"}
+        for name in ("--ink", "--paper", "--rule", "--visual", "--dump"):
+            assert f"var({name}, #" in text
+
+    def test_leaves_the_title_out_and_the_figure_as_it_was(self, prof: LayerProfile) -> None:
+        figure = norms(prof.layers)
+        text = svg(figure, "n", "Norms")
+        width, height = 72 * figure.get_size_inches()
+        view = [float(number) for number in re.findall(r'viewBox="([^"]*)"', text)[0].split()]
+        assert view[0] == 0
+        assert view[2] == pytest.approx(width)
+        assert 10 < view[1] < 30
+        assert view[1] + view[3] == pytest.approx(height)
+        assert "How large values" in words(figure)
+        assert all(each.get_visible() for each in figure.texts)
+
+    def test_same_every_time(self, prof: LayerProfile) -> None:
+        sinks = classify_sinks(prof, tau=synthetic.TAU)
+        first, second = (svg(attention_contribution(prof.tokens, sinks), "a", "A") for _ in range(2))
+        assert first == second
