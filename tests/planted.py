@@ -58,8 +58,13 @@ FFN = tuple(
 #: First layer with sinks, the first where they have moved, and the first without.
 BORN, MOVED, GONE = 2, 5, 7
 #: Of the three sink dimensions, the one each kind has before and after the move; and its roles.
-SINK_DIMS = {"dump": (0, 2), "anchor": (1, 0), "switch": (0, 1)}
-SINK_ROLES = {"dump": ("dump", "dump"), "anchor": ("anchor", "anchor"), "switch": ("dump", "anchor")}
+SINK_DIMS = {"dump": (0, 2), "anchor": (1, 0), "switch": (0, 1), "unread": (1, 2)}
+SINK_ROLES = {
+    "dump": ("dump", "dump"),
+    "anchor": ("anchor", "anchor"),
+    "switch": ("dump", "anchor"),
+    "unread": ("dump", "dump"),
+}
 #: Factor of layer 3, and of layer 5, on the sink dimensions.
 MASSIVE_FACTOR = {3: 1.03, 5: 0.97}
 NO_ANSWER = "?"

@@ -20,7 +20,7 @@ from tests.planted_weights import D_MODEL, KINDS, N_ANSWERS, Layout
 
 SIDE, N_BITS, N_CONTENT = 8, 3 * 8 * 8, 24  # pixels of a block's side, its bits, and content bits per group
 #: Blocks of each kind in one image; the rest are plain.
-PER_IMAGE = {"dump": 2, "anchor": 2, "switch": 1, "bright": 1, "tall": 2}
+PER_IMAGE = {"dump": 2, "anchor": 2, "switch": 1, "unread": 1, "bright": 1, "tall": 2}
 ANSWERS = "abcdefgh"
 #: Sample id to the kind of token at (image, row, col).
 Kinds = dict[str, dict[tuple[int, int, int], str]]

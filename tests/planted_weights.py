@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 D_MODEL, D_MLP, D_HEAD = 1024, 1536, 64
 #: plain: none of it; bright: attended, not massive; tall: a large dimension that stays below tau; the rest are sinks.
-KINDS = ("plain", "bright", "tall", "dump", "anchor", "switch")
-SINKS = ("dump", "anchor", "switch")
+KINDS = ("plain", "bright", "tall", "dump", "anchor", "switch", "unread")
+SINKS = ("dump", "anchor", "switch", "unread")
 N_ANSWERS = 8
 FLAG, TALL, OFFSET, CONTENT = 2.0, 17.0, 21.5, 23.0  # lengths; equal RMS follows from TALL < CONTENT
 GATE = 30.0  # silu(-30) = -3e-12: a closed gate adds nothing
@@ -201,17 +201,17 @@ def write_ffn(
 
 
 def write_attention(attn: nn.Module, layout: Layout, plan: LayerPlan, tokens: Tensor, n_heads: int) -> None:
-    """Text queries attend to what is massive (and to bright tokens), visual queries rest on text.
+    """Text queries attend to what is massive (and to bright tokens) in most heads, visual queries rest on text.
 
     Scores live in the slowest rotary pairs, where tens of positions turn nothing. Values: plain tokens a middling one,
-    anchors their answer, dumps almost none, text exactly none.
+    anchors their answer, dumps almost none, text exactly none; those of unread tokens are large where no head looks.
     """
     rms, half, scaling = _rms(tokens[0]).item(), D_HEAD // 2, D_HEAD**-0.5
     n_kv = attn.k_proj.out_features // D_HEAD
     to_massive, to_text = half - 1, half - 2
     for head in range(n_heads):
         last_group = head // (n_heads // n_kv) == n_kv - 1
-        weight = 1.0 if last_group else 16.0 * (1 + head % 3)  # the last group's heads look at all alike
+        weight = 0.001 if last_group else 16.0 * (1 + head % 3)  # the last group's heads look past them
         row = attn.q_proj.weight[head * D_HEAD :]
         _write_constant(attn.q_proj, head * D_HEAD + to_massive, math.log(weight) / scaling, layout, rms)
         row[to_text, layout.visual] = RESTING / scaling / FLAG * rms
@@ -234,7 +234,10 @@ def write_attention(attn: nn.Module, layout: Layout, plan: LayerPlan, tokens: Te
             value[dim, [layout.kinds[kind] for kind in SINKS]] = -scale / FLAG
             value[dim, layout.content[0][group * 4 + dim]] = 0.5 * scale
         for kind, role in plan.roles.items():
-            if kind != "anchor":
+            if kind == "unread":
+                if group == n_kv - 1:
+                    value[N_ANSWERS + 4, layout.kinds[kind]] = 20.0 * scale / FLAG
+            elif kind != "anchor":
                 value[N_ANSWERS + 4, layout.kinds[kind]] = loudness[role] * scale / FLAG
 
 
