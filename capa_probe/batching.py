@@ -53,6 +53,7 @@ class Batches:
         self.skipped: list[dict[str, str]] = []
         self.total: int | None = None
         self._ids: set[str] = set()
+        self._described: dict[str, dict[str, Any]] = {}
         if isinstance(samples, (str, Sample, Mapping)):
             raise CapaProbeError(
                 f"A single {type(samples).__name__} was given as samples; give a list of samples "
@@ -85,6 +86,11 @@ class Batches:
     def fingerprint(self) -> str:
         """SHA-256 over all samples so far: the same data gives the same fingerprint."""
         return (self._tensor_hash if self._tensors else self._sample_hash).hexdigest()
+
+    def described(self) -> list[dict[str, Any]]:
+        """The samples so far, without those left out, as rows of the samples table; tensors have none."""
+        out = {entry["sample"] for entry in self.skipped}
+        return [row for sample, row in self._described.items() if sample not in out]
 
     def progress(self) -> dict[str, Any]:
         """What :meth:`resume` needs to go on from here, as JSON values."""
@@ -175,7 +181,13 @@ class Batches:
 
     def _take(self, sample: Sample) -> None:
         self._check(sample)
-        self._sample_hash.add(sample)
+        images = self._sample_hash.add(sample)
+        self._described[sample.id] = {
+            "sample": sample.id,
+            "task": sample.task,
+            "n_images": len(sample.images),
+            "images": images,
+        }
         self.seen += 1
 
     def _take_tensors(self, batch: Mapping[str, Any]) -> None:

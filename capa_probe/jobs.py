@@ -22,7 +22,15 @@ from capa_probe.samples import Sample
 from capa_probe.tables import is_finished
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
-_PROFILE = ("tokens", "layers", "layers.parquet", "manifest.json", "unfinished.json", ".lock")
+_PROFILE = (
+    "tokens",
+    "layers",
+    "layers.parquet",
+    "samples.parquet",
+    "manifest.json",
+    "unfinished.json",
+    ".lock",
+)
 
 
 def run(

@@ -156,7 +156,8 @@ def _measure(
             "skipped": batches.skipped,
             "data_fingerprint": batches.fingerprint(),
             "seconds": round(time.perf_counter() - started, 3),
-        }
+        },
+        batches.described(),
     )
 
 

@@ -21,6 +21,7 @@ from capa_probe.tables import (
     FORMAT_VERSION,
     LAYERS_FILE,
     MANIFEST_FILE,
+    SAMPLES_FILE,
     TOKENS_FOLDER,
     UNFINISHED_FILE,
     check_format,
@@ -32,7 +33,7 @@ from capa_probe.tables import (
 #: Holds the summaries of finished parts until the layers table is made of them.
 LAYERS_FOLDER = "layers"
 _LOCK_FILE = ".lock"
-_FILES = (MANIFEST_FILE, LAYERS_FILE, UNFINISHED_FILE)
+_FILES = (MANIFEST_FILE, LAYERS_FILE, SAMPLES_FILE, UNFINISHED_FILE)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def remove_profile(path: str | os.PathLike[str]) -> None:
         return
     # Stopped half-way, what is left must neither pass for a profile nor for somebody else's files.
     write_json(folder / UNFINISHED_FILE, {"format_version": FORMAT_VERSION})
-    for name in (MANIFEST_FILE, LAYERS_FILE):
+    for name in (MANIFEST_FILE, LAYERS_FILE, SAMPLES_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in (TOKENS_FOLDER, LAYERS_FOLDER):
         _remove_parts(folder / name)

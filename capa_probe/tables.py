@@ -88,11 +88,18 @@ LAYER_SCHEMA: pa.Schema = pa.schema(
     ]
 )
 
+#: One row per sample that was given as a question with images: its task, how many images it shows, and a key that
+#: samples with the same images share.
+SAMPLE_SCHEMA: pa.Schema = pa.schema(
+    [pa.field(name, pa.string()) for name in ("sample", "task", "images")]
+).append(pa.field("n_images", pa.int32()))
+
 #: Which token rows a profile keeps; the layers table is computed from all of them in any case.
 ROWS = ("all", "visual", "none")
 
 #: What a profile's folder holds; ``unfinished.json`` only while it is written.
-TOKENS_FOLDER, LAYERS_FILE, MANIFEST_FILE = "tokens", "layers.parquet", "manifest.json"
+TOKENS_FOLDER, LAYERS_FILE, SAMPLES_FILE = "tokens", "layers.parquet", "samples.parquet"
+MANIFEST_FILE = "manifest.json"
 UNFINISHED_FILE = "unfinished.json"
 
 
@@ -113,11 +120,12 @@ class LayerProfile:
         parts: Sequence[Path | pa.Table],
         layers: Path | pa.Table,
         path: Path | None = None,
+        samples: pa.Table | None = None,
     ) -> None:
         self.manifest: dict[str, Any] = dict(manifest)
         self.path = path
         self._parts = tuple(parts)
-        self._layers = layers
+        self._layers, self._samples = layers, samples
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LayerProfile:
@@ -159,6 +167,14 @@ class LayerProfile:
         """One row per (sample, step, layer, kind); read once, then kept. Columns as in ``LAYER_SCHEMA``."""
         table = self._layers if isinstance(self._layers, pa.Table) else read_table(self._layers, None, None)
         return _to_pandas(table)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row per sample, in order. Columns as in ``SAMPLE_SCHEMA``; empty for prepared tensors."""
+        file = None if self.path is None else self.path / SAMPLES_FILE
+        if self._samples is None and file is not None and file.is_file():
+            return _to_pandas(read_table(file, None, None))
+        return _to_pandas(SAMPLE_SCHEMA.empty_table() if self._samples is None else self._samples)
 
     @property
     def n_parts(self) -> int:

@@ -7,7 +7,7 @@ Every file is written under a temporary name and renamed. A part counts once the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from capa_probe.tables import (
     LAYERS_FILE,
     MANIFEST_FILE,
     ROWS,
+    SAMPLE_SCHEMA,
+    SAMPLES_FILE,
     TOKEN_SCHEMA,
     TOKENS_FOLDER,
     LayerProfile,
@@ -117,11 +119,12 @@ class ProfileWriter:
         if self._n_waiting >= self._rows_per_part:
             self._flush()
 
-    def finish(self, manifest: Mapping[str, Any]) -> LayerProfile:
-        """Write what is left, the layers table and the manifest.
+    def finish(self, manifest: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] = ()) -> LayerProfile:
+        """Write what is left, the layers and the samples table, and the manifest.
 
         Args:
             manifest: what the caller knows of the run (JSON values); counts and versions of the format are added.
+            samples: rows of the samples table.
         """
         self._flush()
         full = {
@@ -133,13 +136,16 @@ class ProfileWriter:
             "n_token_rows": self._n_rows,
             "n_layer_rows": self._n_layer_rows,
         }
+        described = pa.Table.from_pylist([dict(row) for row in samples], schema=SAMPLE_SCHEMA)
         if self.folder is None:
             tables = [part for part in self._layer_parts if isinstance(part, pa.Table)]
             layers = (
                 pa.concat_tables(tables).replace_schema_metadata() if tables else LAYER_SCHEMA.empty_table()
             )
-            return LayerProfile(full, self._parts, layers)
+            return LayerProfile(full, self._parts, layers, samples=described)
         replace(self.folder / LAYERS_FILE, self._merge_layers)
+        if samples:
+            replace(self.folder / SAMPLES_FILE, lambda temporary: pq.write_table(described, temporary))
         write_json(self.folder / MANIFEST_FILE, full)
         tidy(self.folder)
         return LayerProfile(full, self._parts, self.folder / LAYERS_FILE, self.folder)

@@ -155,7 +155,7 @@ def test_a_folder_and_memory_hold_the_same(steps: int, tmp_path: Path) -> None:
     assert is_finished(out)
     assert not is_unfinished(out)
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert files == ["layers.parquet", "manifest.json", "tokens/part-00000.parquet"]
+    assert files == ["layers.parquet", "manifest.json", "samples.parquet", "tokens/part-00000.parquet"]
 
 
 @FAMILIES
@@ -272,6 +272,35 @@ def test_the_manifest_is_what_the_documentation_says(tmp_path: Path) -> None:
     assert manifest["seconds"] > 0
     for key in ("config_hash", "data_fingerprint"):
         assert re.fullmatch("[0-9a-f]{64}", manifest[key])
+
+
+def test_the_samples_table(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    (tmp_path / "bad.png").touch()
+    file = tmp_path / "red.png"
+    red.save(file)
+    given = [
+        cp.Sample("a", red, "what?", task="one"),
+        cp.Sample("b", blue, "what?"),
+        cp.Sample("bad", tmp_path / "bad.png", "what?"),
+        cp.Sample("c", red, "why?", task="one"),
+        cp.Sample("d", (), "why?"),
+        cp.Sample("e", (red, blue), "why?"),
+        cp.Sample("f", file, "why?"),
+        cp.Sample("g", file.read_bytes(), "why?"),
+    ]
+    with pytest.warns(cp.errors.LeftOutWarning, match="1 of 8 samples is left out"):
+        table = run(wrap(), given, out=tmp_path / "run").samples
+    same(table, cp.LayerProfile.load(tmp_path / "run").samples)
+    assert list(table["sample"]) == ["a", "b", "c", "d", "e", "f", "g"]
+    assert list(table["n_images"]) == [1, 1, 1, 0, 2, 1, 1]
+    assert list(table["task"].fillna("-")) == ["one", "-", "one", "-", "-", "-", "-"]
+    key = table.set_index("sample")["images"]
+    assert key["a"] == key["c"]
+    assert key["f"] == key["g"]
+    assert key["d"] == ""
+    assert key[["a", "b", "d", "e", "f"]].nunique() == 5
+    assert run(wrap(), [tiny.inputs("llava")]).samples.empty
 
 
 def test_two_runs_are_identical() -> None:

@@ -148,7 +148,12 @@ class TestFinished:
         (out / "layers").mkdir()
         (out / "layers" / "part-00000.parquet").write_bytes(b"")
         same(run(lvlm, samples(3), out), first)
-        assert {path.name for path in out.iterdir()} == {"manifest.json", "layers.parquet", "tokens"}
+        assert {path.name for path in out.iterdir()} == {
+            "manifest.json",
+            "layers.parquet",
+            "samples.parquet",
+            "tokens",
+        }
 
 
 class TestOtherSettings:
@@ -232,7 +237,12 @@ class TestLock:
                     run(lvlm, samples(1), out, overwrite=overwrite)
             other.kill()  # however it ends
         run(lvlm, samples(1), out)
-        assert {path.name for path in out.iterdir()} == {"manifest.json", "layers.parquet", "tokens"}
+        assert {path.name for path in out.iterdir()} == {
+            "manifest.json",
+            "layers.parquet",
+            "samples.parquet",
+            "tokens",
+        }
 
     def test_whoever_holds_it_may_take_it_again(self, tmp_path: Path) -> None:
         with locked(tmp_path / "run"):

@@ -131,7 +131,8 @@ def find(
         eta: threshold on the FFN cosine.
         split: what makes an anchor (see ``classify_sinks``).
         quantile: of the split "quantile".
-        groups: sample id to a key of its images, for samples that show the same ones (see ``role_stability``).
+        groups: sample id to a key of its images, for samples that show the same ones (see ``role_stability``);
+            by default as the profile's samples table has it.
 
     Raises:
         CapaProbeError: an argument cannot be used, or neither analysis is possible, as without visual tokens.
@@ -162,7 +163,7 @@ def find(
         except CapaProbeError as error:  # the other analysis may still say something
             remarks.append(f"Sinks could not be classified: {error}")
         else:
-            known |= _describe(sinks, groups)
+            known |= _describe(sinks, _same_images(prof) if groups is None else groups)
             remarks += say.of_dims(dims, known["model_dims"])
             if sinks.empty:
                 remarks.append(_no_sinks(prof, threshold))
@@ -178,6 +179,10 @@ def find(
     if known["sinks"] is None and known["layers"] is None:
         raise CapaProbeError(" ".join(remarks))
     return Findings(tau=threshold, eta=eta, remarks=tuple(remarks), **known)
+
+
+def _same_images(prof: LayerProfile) -> dict[str, Hashable]:
+    return {str(sample): key or None for sample, key in prof.samples[["sample", "images"]].to_numpy()}
 
 
 def _describe(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None) -> dict[str, Any]:

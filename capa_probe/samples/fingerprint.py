@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,9 +42,11 @@ class Fingerprint:
         # Several questions usually share an image.
         self._digest_file = lru_cache(_CACHED_FILES)(_digest_file)
 
-    def add(self, sample: Sample) -> None:
-        """Take in one more sample."""
-        self._value = hashlib.sha256(self._value + sample_digest(sample, self._digest_file)).digest()
+    def add(self, sample: Sample) -> str:
+        """Take in one more sample; returns a key of its images (see :func:`images_key`)."""
+        images = _digest_images(sample, self._digest_file)
+        self._value = hashlib.sha256(self._value + _digest(sample, images)).digest()
+        return images_key(images)
 
     def hexdigest(self) -> str:
         """64 hex digits."""
@@ -61,8 +63,28 @@ def sample_digest(sample: Sample, digest_file: Callable[[Path], bytes] | None = 
         digest_file: maps an image file to the digest of its bytes, to read files in another way; by default each
             is read once per call.
     """
+    return _digest(sample, _digest_images(sample, digest_file or _digest_file))
+
+
+def images_key(digests: Sequence[bytes]) -> str:
+    """16 hex digits that samples with the same images in the same order share; empty without an image."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16] if digests else ""
+
+
+def _digest_images(sample: Sample, digest_file: Callable[[Path], bytes]) -> list[bytes]:
+    found = []
+    for source in sample.images:
+        if isinstance(source, Image.Image):
+            found.append(_digest_image(source))
+        elif isinstance(source, bytes):
+            found.append(hashlib.sha256(source).digest())
+        else:
+            found.append(digest_file(Path(source)))
+    return found
+
+
+def _digest(sample: Sample, images: Sequence[bytes]) -> bytes:
     digest = hashlib.sha256()
-    digest_file = digest_file or _digest_file
 
     def add(*fields: bytes) -> None:
         for field in fields:
@@ -77,13 +99,7 @@ def sample_digest(sample: Sample, digest_file: Callable[[Path], bytes] | None = 
     add(len(sample.answers).to_bytes(8, "big"))
     add_text(*sample.answers)
     add(len(sample.images).to_bytes(8, "big"))
-    for source in sample.images:
-        if isinstance(source, Image.Image):
-            add(_digest_image(source))
-        elif isinstance(source, bytes):
-            add(hashlib.sha256(source).digest())
-        else:
-            add(digest_file(Path(source)))
+    add(*images)
     return digest.digest()
 
 
