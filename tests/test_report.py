@@ -83,8 +83,9 @@ class TestContent:
         # Thresholds are those that the run's findings were made with.
         assert "attention sinks 3 in 2 of 5 layers" in page.text
         assert "Probability Dumps 33 % of the sinks: 1, and 2 anchors" in page.text
-        assert "redundant FFN 2 of 5" in page.text
-        assert "(cosine above η = 0.97); in 1 of them (3) not that of text tokens." in page.text
+        assert "redundant FFN 2 of 5 layers 2-3 for visual tokens only 1 layer 3" in page.text
+        assert "Layers 2 & 4 have attention sinks; at most in layer" in page.text
+        assert "(cosine above η = 0.97); in layer 3 not that of text tokens." in page.text
         assert "Only 3 samples were profiled" in page.text
 
     def test_every_remark_is_there(self, run: Path, page: Page) -> None:

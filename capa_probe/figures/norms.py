@@ -126,7 +126,8 @@ def _ticks(axes: Any) -> None:
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
     # Within a decade or two, 10, 100, ... would leave the axis bare.
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=30))
+    subs = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if decades < 0.8 else (1, 2, 5) if decades < 2.5 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axes.yaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

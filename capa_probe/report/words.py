@@ -73,23 +73,10 @@ def tiles(manifest: Mapping[str, Any], findings: Findings | None) -> list[Tile]:
     if findings.layers is not None:
         redundant = findings.layers.loc[findings.layers["redundant"], "layer"]
         only = findings.layers.loc[findings.layers["visual_only"], "layer"]
-        note = (
-            f"layers {layer_ranges(redundant)}" if len(redundant) > 1 else f"layer {layer_ranges(redundant)}"
-        )
-        shown.append(
-            Tile(
-                "redundant FFN",
-                f"{len(redundant)} of {n_layers}",
-                note if len(redundant) else "none",
-            )
-        )
-        shown.append(
-            Tile(
-                "for visual tokens only",
-                f"{len(only)}",
-                f"layers {layer_ranges(only)}" if len(only) else "none",
-            )
-        )
+        shown += [
+            Tile("redundant FFN", f"{len(redundant)} of {n_layers}", _layers(redundant)),
+            Tile("for visual tokens only", f"{len(only)}", _layers(only)),
+        ]
     return shown
 
 
@@ -165,6 +152,11 @@ def _by_layer(table: pd.DataFrame | None) -> dict[int, Mapping[Any, Any]]:
     return {} if table is None else {int(row["layer"]): row for row in table.to_dict("records")}
 
 
+def _layers(layers: pd.Series[int]) -> str:
+    ranges = layer_ranges(layers)
+    return ranges if layers.empty else f"layer{'' if len(layers) == 1 else 's'} {ranges}"
+
+
 def _tokens(findings: Findings | None) -> str:
     if findings is None or findings.layers is None:
         return ""
@@ -177,8 +169,7 @@ def _on_sinks(by_layer: pd.DataFrame, tau: float) -> str:
     if not n_sinks:
         return f"No visual token is an attention sink: none has a sink strength above τ = {tau:g}."
     here = by_layer[by_layer["n_sinks"] > 0]
-    where = layer_ranges(here["layer"])
-    said = f"Layer{'' if len(here) == 1 else 's'} {where} ha{'s' if len(here) == 1 else 've'} attention sinks"
+    said = f"{_layers(here['layer']).capitalize()} ha{'s' if len(here) == 1 else 've'} attention sinks"
     if here["attention_share"].notna().any():
         top = here.sort_values("attention_share", na_position="first").iloc[-1]
         said += (
@@ -204,7 +195,7 @@ def _on_redundancy(layers: pd.DataFrame, eta: float) -> str:
         return f"{said}; in each of them it does so to text tokens too."
     if len(only) == len(redundant):
         return f"{said}, but not that of text tokens."
-    return f"{said}; in {len(only)} of them ({layer_ranges(only)}) not that of text tokens."
+    return f"{said}; in {_layers(only)} not that of text tokens."
 
 
 def percent(share: float) -> str:
