@@ -94,7 +94,7 @@ def run(
                 remove(out)  # an earlier analysis may have written more
                 files = write(prof, findings, out)
             with status("writing the report"):
-                files.append(write_report(out))
+                files.append(write_report(out, findings=findings))
     except KeyboardInterrupt:
         state = "is not finished; the same command goes on from here" if prof is None else "is finished"
         raise KeyboardInterrupt(f"the profile in {out} {state}") from None

@@ -194,6 +194,18 @@ def begun_by_a_newer_version(place: Place) -> dict[str, Any]:
     return {"OUT": place.tmp / "run"}
 
 
+def damaged_layers(place: Place) -> dict[str, Any]:
+    folder = place.copy("run")
+    (folder / "layers.parquet").write_bytes(b"PAR1 nonsense")
+    return {"RUN": folder}
+
+
+def fewer_parts(place: Place) -> dict[str, Any]:
+    folder = place.copy("run")
+    (folder / "tokens" / "part-00000.parquet").unlink()
+    return {"RUN": folder}
+
+
 TWO = {"id": "two", "images": ["red.png", "red.png"], "question": "<image> which"}
 GOOD = {"id": "good", "image": "red.png", "question": "what"}
 HUGE = LlavaConfig(
@@ -363,6 +375,18 @@ CASES = [
     Case("other model", "profile MODEL DATA --out RUN", ("made with model =",), model_with()),
     Case("other data", "profile MODEL DATA --out RUN", ("data_fingerprint",), only(GOOD)),
     Case("newer format", PROFILE, ("newer capa_probe", "format 99"), run_with(format_version=99)),
+    # -- the report
+    Case("report of nothing", "report /no/run", ("/no/run does not exist",)),
+    Case("report of a file", "report DATA/samples.jsonl", ("is not a folder",)),
+    Case("report of another folder", "report DATA", ("holds no profile", "manifest.json is missing")),
+    Case(
+        "report of a run begun", "report OUT", ("was not finished", "run it again"), begun_by_a_newer_version
+    ),
+    Case("report of a newer run", "report RUN", ("newer capa_probe",), run_with(format_version=99)),
+    Case("report of a damaged run", "report RUN", ("layers.parquet cannot be read",), damaged_layers),
+    Case("report of half a run", "report RUN", ("is damaged: 0 token parts",), fewer_parts),
+    Case("report into a folder", "report RUN --out DATA", ("is a folder",)),
+    Case("negative examples", "report RUN --examples -1", ("--examples",)),
     Case("begun by a newer version", PROFILE, ("newer capa_probe",), begun_by_a_newer_version),
 ]
 
