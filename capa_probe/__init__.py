@@ -23,15 +23,19 @@ if TYPE_CHECKING:
     )
     from capa_probe.lvlm import HookedLVLM
     from capa_probe.profiling import profile
+    from capa_probe.pruning.calibrate import calibrate_hadamard
+    from capa_probe.pruning.ffn import HadamardFFN
     from capa_probe.samples import Sample, load_samples
     from capa_probe.tables import LayerProfile
 
 __all__ = [
     "CapaProbeError",
+    "HadamardFFN",
     "HookedLVLM",
     "LayerProfile",
     "Sample",
     "__version__",
+    "calibrate_hadamard",
     "classify_sinks",
     "load_samples",
     "measure_sink_dims",
@@ -45,9 +49,11 @@ __all__ = [
 
 #: Public name -> the module that holds it; None where the name is itself a module.
 _HOMES: dict[str, str | None] = {
+    "HadamardFFN": "pruning.ffn",
     "HookedLVLM": "lvlm",
     "LayerProfile": "tables",
     "Sample": "samples",
+    "calibrate_hadamard": "pruning.calibrate",
     "classify_sinks": "analysis",
     "load_samples": "samples",
     "measure_sink_dims": "analysis",
