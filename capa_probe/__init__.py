@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     )
     from capa_probe.lvlm import HookedLVLM
     from capa_probe.profiling import profile
+    from capa_probe.pruning import CAPA
     from capa_probe.pruning.calibrate import calibrate_hadamard
     from capa_probe.pruning.ffn import HadamardFFN
     from capa_probe.samples import Sample, load_samples
     from capa_probe.tables import LayerProfile
 
 __all__ = [
+    "CAPA",
     "CapaProbeError",
     "HadamardFFN",
     "HookedLVLM",
@@ -49,6 +51,7 @@ __all__ = [
 
 #: Public name -> the module that holds it; None where the name is itself a module.
 _HOMES: dict[str, str | None] = {
+    "CAPA": "pruning",
     "HadamardFFN": "pruning.ffn",
     "HookedLVLM": "lvlm",
     "LayerProfile": "tables",

@@ -1,0 +1,494 @@
+"""The engine: module hooks that score visual tokens and drop them, in a forward of an unmodified model.
+
+A pre-hook on every decoder layer hands the layer what is left: hidden states, rotary embeddings, mask and KV cache of
+the kept positions (compact), or a mask that hides the others (masked). Scores come from the attention tap while the
+scored layer runs; no layer runs twice.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm import AttentionCall, HookedLVLM
+from capa_probe.pruning import cache as caches
+from capa_probe.pruning.keep import image_index
+from capa_probe.pruning.masks import entries_mask, take
+from capa_probe.pruning.rotary import compacted
+from capa_probe.pruning.scoring import Scoring
+from capa_probe.pruning.trace import Trace
+
+if TYPE_CHECKING:
+    from capa_probe.pruning.base import Pruner
+
+
+@dataclass
+class Forward:
+    """State of one forward.
+
+    Attributes:
+        seen: input positions that the cache held on entry; 0 at prefill.
+        ids: (batch, position) input ids.
+        padding: bool (batch, position).
+        image: (batch, position) image index of the forward's visual tokens, -1 elsewhere.
+        alive: bool (batch, position), what the coming layers' attention sees of this forward.
+        index: (batch, slot) position of every row of the hidden states, ascending.
+        real: bool (batch, slot), False for slots that hold a dropped token or only fill up the batch.
+        stage: prunings so far.
+        now: bool (batch, entry), with re-scoring: what the rest of this decode step sees of the cache.
+        entries: (batch, entry), with re-scoring: image index of the cache's entries; ``alive`` is over them too.
+    """
+
+    seen: int
+    ids: Tensor
+    padding: Tensor
+    image: Tensor
+    alive: Tensor
+    index: Tensor
+    real: Tensor
+    stage: int = 0
+    hides: bool = False
+    shift: Tensor | None = None
+    cache: Any = None
+    now: Tensor | None = None
+    entries: Tensor | None = None
+    rope_ids: Tensor | None = None
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    protected: dict[int, Tensor] = field(default_factory=dict)
+    residuals: dict[int, Tensor] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    layers: list[tuple[int, Tensor]] = field(default_factory=list)
+    #: Masks and rotary embeddings, which are the same for all layers of a stage.
+    made: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        #: Asked once, since it waits for the device.
+        self.has_images = bool((self.image >= 0).any())
+
+    @property
+    def prefill(self) -> bool:
+        """Whether the cache was empty on entry."""
+        return self.seen == 0
+
+    @property
+    def last(self) -> Tensor:
+        """(batch,) position of each sample's last token that is not padding."""
+        columns = torch.arange(self.ids.shape[1], device=self.padding.device)
+        return torch.where(self.padding, -1, columns).amax(dim=1)
+
+
+class Engine:
+    """Runs one pruner on one model.
+
+    Args:
+        pruner: the method.
+        lvlm: the model.
+    """
+
+    def __init__(self, pruner: Pruner, lvlm: HookedLVLM) -> None:
+        self.pruner, self.lvlm = pruner, lvlm
+        self.trace = Trace(saves_prefill=not pruner.every_step and bool(pruner.layers))
+        self.forward: Forward | None = None
+        same = pruner.score_at == "same" and pruner.uses_attention
+        #: Layer before which tokens go -> the pruning layer, as the user counts them.
+        self.drops = {layer + same: layer for layer in pruner.layers}
+        #: Scored layer -> the pruning layer.
+        self.scored = {layer - (not same): layer for layer in pruner.layers} if pruner.uses_attention else {}
+
+    # -- attaching
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the model, for a ``with`` block."""
+        model, family = self.lvlm.model, self.lvlm.family
+        text = family.text_model(model)
+        with ExitStack() as stack:
+
+            def hook(handle: Any) -> None:
+                stack.callback(handle.remove)
+
+            inner = model.base_model
+            hook(inner.register_forward_pre_hook(self._enter, with_kwargs=True))
+            hook(inner.register_forward_hook(self._leave, always_call=True))
+            if self.pruner.layers:
+                hook(text.rotary_emb.register_forward_pre_hook(self._note_positions, with_kwargs=True))
+                for index, layer in enumerate(family.layers(model)):
+                    hook(layer.register_forward_pre_hook(self._layer_hook(index), with_kwargs=True))
+                hook(text.norm.register_forward_hook(self._spread))
+            if self.scored:
+                stack.enter_context(self.lvlm.attention_calls(self._on_attention, self.scored))
+            yield
+
+    def visual_rows(self, layer: int) -> Tensor | None:
+        """Visual tokens among the rows of a layer's hidden states: bool (batch, row); None if there are none."""
+        forward = self.forward
+        if forward is None:
+            raise CapaProbeError(
+                "Visual tokens were asked for outside of a forward of the model; run lvlm.model itself, not a part."
+            )
+        return forward.image.gather(1, forward.index) >= 0 if forward.has_images else None
+
+    # -- around one forward of the model
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
+        cache = given.get("past_key_values")
+        if cache is not None:
+            caches.check_cache(cache)
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        self._refuse_modes(cache)
+        self.forward = self._prefill(given) if seen == 0 else self._continuation(given, seen)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        forward, self.forward = self.forward, None
+        if forward is None or not forward.prefill or output is None:
+            return
+        trace = self.trace
+        trace.kept = {layer: kept.cpu() for layer, kept in forward.kept.items()}
+        scored = {layer: scores for layer, scores in forward.scores.items() if layer in forward.kept}
+        trace.scores = {layer: scores.cpu() for layer, scores in scored.items()}
+        whole = (forward.ids.shape[1], ~forward.padding)
+        trace.end(forward.layers or [whole] * self.lvlm.n_layers)
+
+    def _refuse_modes(self, cache: Any) -> None:
+        callers = _generation_callers()
+        if "_assisted_decoding" in callers:
+            raise CapaProbeError(
+                "Assisted generation was asked for, whose drafts would be scored as the prompt; generate without "
+                "assistant_model and prompt_lookup_num_tokens."
+            )
+        if cache is None and callers:
+            raise CapaProbeError(
+                "Generation with use_cache=False was asked for, which would score and prune anew for every token; "
+                "leave use_cache at True."
+            )
+
+    def _prefill(self, given: dict[str, Any]) -> Forward:
+        ids, padding, image = self._spans(given)
+        batch, length = ids.shape
+        self.trace.begin(image >= 0, padding)
+        alone = (image < 0).all(dim=1)
+        if self.pruner.layers and bool(alone.any()):
+            rows = ", ".join(str(row) for row in alone.nonzero().flatten().tolist())
+            which = "The prompt holds" if batch == 1 else f"Rows {rows} of the batch hold"
+            warnings.warn(f"{which} no image and run unpruned.", stacklevel=2)
+        index = torch.arange(length, device=ids.device).expand(batch, -1)
+        return Forward(0, ids, padding, image, ~padding, index, torch.ones_like(padding))
+
+    def _continuation(self, given: dict[str, Any], seen: int) -> Forward:
+        ids = given.get("input_ids")
+        if ids is None:
+            ids = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.long)
+        visual = ids == self.lvlm.family.image_token_id(self.lvlm.model)
+        if self.pruner.layers and self.trace.prefills == 0:
+            warnings.warn(
+                "A KV cache that was filled before the pruner was attached was given; its visual tokens stay.",
+                stacklevel=2,
+            )
+        if self.pruner.layers and ids.shape[1] > 1 and bool(visual.any()):
+            warnings.warn(
+                "An image came in a later turn; only those of the first prefill are pruned.", stacklevel=2
+            )
+        batch, length = ids.shape
+        index = torch.arange(length, device=ids.device).expand(batch, -1)
+        alive = torch.ones_like(visual)
+        return Forward(seen, ids, ~alive, image_index(visual), alive, index, alive)
+
+    def _spans(self, given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Input ids, padding, and image index, each (batch, position)."""
+        encoded = given.get("mm_encoder_outputs") or {}
+        features = encoded.get("image")
+        if encoded.get("video") is not None:
+            raise CapaProbeError("Video input was given; only images are supported.")
+        if features is None or given.get("input_ids") is None:
+            spans = self.lvlm.spans({name: value for name, value in given.items() if value is not None})
+            image = torch.full(spans.visual.shape, -1, device=spans.visual.device)
+            for span in spans.images:
+                image[span.sample, span.positions.to(image.device)] = span.index
+            return given["input_ids"], spans.padding, image
+        # generate() has encoded the images already and hands on their features.
+        ids, mask = given["input_ids"], given.get("attention_mask")
+        if mask is not None and mask.shape != ids.shape:
+            raise CapaProbeError(
+                f"An attention_mask of shape {tuple(mask.shape)} was given with input_ids of shape "
+                f"{tuple(ids.shape)}; give one of the same shape, 1 at tokens and 0 at padding."
+            )
+        padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
+        visual = (ids == self.lvlm.family.image_token_id(self.lvlm.model)) & ~padding
+        # LLaVA alone writes nothing around an image, but its images are all of one size.
+        size = len(features.pooler_output[0]) if self.lvlm.family.name == "llava" else None
+        return ids, padding, image_index(visual, size)
+
+    def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.forward is not None:
+            ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+            self.forward.rope_ids = ids[None] if ids.ndim == 2 else ids
+
+    # -- in one layer
+
+    def _layer_hook(self, layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self.forward
+            if forward is None:
+                raise CapaProbeError(
+                    "A part of a model with a pruner on it was run by itself; run lvlm.model, which the pruner follows."
+                )
+            hidden = args[0] if args else kwargs["hidden_states"]
+            cache = kwargs.get("past_key_values")
+            if layer == 0:
+                forward.cache = cache
+                if cache is not None:
+                    caches.check_cache(cache)
+            if forward.prefill:
+                new, changed = self._at_prefill(forward, layer, hidden, kwargs)
+            else:
+                new, changed = hidden, self._at_continuation(forward, layer, hidden, kwargs)
+            if self.pruner.uses_residual and layer in self.scored:
+                forward.residuals[layer] = new
+            if new is hidden and not changed:
+                return None
+            kwargs = {**kwargs, **changed}
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        return hook
+
+    def _at_prefill(
+        self, forward: Forward, layer: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Drop tokens if this is the layer for it; hidden states and changed arguments of the layer."""
+        if bool(self.drops) and layer in self.drops:
+            hidden = self._drop(forward, self.drops[layer], hidden)
+        forward.layers.append((hidden.shape[1], forward.alive))
+        watched = self.pruner.every_step and any(at <= layer for at in self.scored)
+        if forward.stage == 0 and not watched:
+            return hidden, {}
+        changed: dict[str, Any] = {}
+        if forward.stage:
+            key = "mask", forward.stage
+            if key not in forward.made:
+                forward.made[key] = self._prefill_mask(forward, kwargs.get("attention_mask"))
+                forward.made["rope", forward.stage] = self._rope(forward, hidden, kwargs)
+            changed = {"attention_mask": forward.made[key], **forward.made["rope", forward.stage]}
+        if forward.cache is not None:
+            entry = caches.pruned_layer(forward.cache, layer)
+            image = forward.image.gather(1, forward.index)
+            entry.expect(forward.index, forward.real, image, forward.ids.shape[1])
+            entry.hides, entry.shift, entry.stage = forward.hides, forward.shift, forward.stage
+        return hidden, changed
+
+    def _drop(self, forward: Forward, layer: int, hidden: Tensor) -> Tensor:
+        pruner = self.pruner
+        if not forward.has_images or pruner.every_step:
+            forward.kept[layer] = forward.alive
+            return hidden
+        if not pruner.uses_attention:
+            self._score(forward, layer, layer, None, hidden)
+        kept = pruner.choose(
+            forward.scores[layer],
+            forward.image,
+            forward.alive,
+            pruner.keeps[layer],
+            forward.protected.get(layer),
+        )
+        kept = kept.scatter(
+            1, forward.last[:, None], True
+        )  # the query of prefill, should an image end the prompt
+        forward.alive = forward.kept[layer] = kept & forward.alive
+        forward.stage += 1
+        slots = forward.alive.gather(1, forward.index)
+        if pruner.execution == "masked":
+            # Padding stays as the model's own mask has it.
+            forward.real = slots | forward.padding
+        else:
+            stay = slots & forward.real
+            slots = stay.clone()
+            slots[:, -1] = True  # generation reads the last row, padding or not
+            longest = int(slots.sum(dim=1).max())
+            order = slots.int().argsort(dim=1, stable=True)[:, -longest:]
+            # What fills up shorter rows are dropped tokens, marked as not real. Ascending, so that order is causal.
+            order = order.sort(dim=1).values
+            hidden = take(hidden, order)
+            forward.index, forward.real = forward.index.gather(1, order), stay.gather(1, order)
+        forward.hides = not bool(forward.real.all())
+        return hidden
+
+    def _prefill_mask(self, forward: Forward, mask: Tensor | None) -> Tensor | None:
+        if mask is None and not forward.hides:
+            return None
+        index, real = forward.index, forward.real
+        alone = ~real
+        alone[:, -1] = False  # the last row sees the sample's tokens, even where it is padding
+        return entries_mask(mask, index, index, real, 0, hidden_queries=alone)
+
+    def _rope(self, forward: Forward, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Rotary embeddings and position ids of the slots."""
+        cos_sin = kwargs["position_embeddings"]
+        if self.pruner.positions == "compacted":
+            assert forward.rope_ids is not None
+            ids, forward.shift = compacted(forward.rope_ids, forward.alive)
+            cos_sin = self._rotate(ids, hidden)
+        if forward.index.shape[1] == forward.ids.shape[1]:
+            return {"position_embeddings": cos_sin}
+        changed: dict[str, Any] = {
+            "position_embeddings": tuple(take(x, forward.index, x.ndim - 3) for x in cos_sin)
+        }
+        given = kwargs.get("position_ids")
+        if given is not None:
+            changed["position_ids"] = take(given[..., None], forward.index, given.ndim - 2)[..., 0]
+        return changed
+
+    def _rotate(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        rotary = self.lvlm.family.text_model(self.lvlm.model).rotary_emb
+        # Not called as a module, so that hooks on it see the model's own positions only.
+        cos_sin: tuple[Tensor, Tensor] = rotary.forward(hidden, ids[0] if len(ids) == 1 else ids)
+        return cos_sin
+
+    def _at_continuation(
+        self, forward: Forward, layer: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Changed arguments of a layer at a decode step or in a later turn."""
+        entry = caches.at(forward.cache, layer)
+        if entry is None:
+            return {}
+        assert entry.positions is not None
+        assert entry.visible is not None
+        if self.pruner.every_step and forward.ids.shape[1] == 1 and layer in self.drops:
+            self._rerank(forward, self.drops[layer])
+        batch, length = forward.ids.shape
+        key = entry.stage, forward.now is None, len(forward.kept)
+        if key not in forward.made:
+            new = entry.seen + forward.index.to(entry.positions.device)
+            changed: dict[str, Any] = {}
+            mask = kwargs.get("attention_mask")
+            if entry.hides or mask is not None or forward.now is not None:
+                visible = torch.cat([entry.visible, entry.visible.new_ones(batch, length)], dim=1)
+                if forward.now is not None:
+                    visible = visible & forward.now.to(visible.device)
+                positions = torch.cat([entry.positions, new], dim=1)
+                changed["attention_mask"] = entries_mask(mask, new, positions, visible, entry.seen)
+            if entry.shift is not None:
+                assert forward.rope_ids is not None
+                ids = (
+                    forward.rope_ids.expand(-1, batch, -1) + entry.shift.to(forward.rope_ids.device)[:, None]
+                )
+                changed["position_embeddings"] = self._rotate(ids, hidden)
+            forward.made[key] = new, changed
+        new, changed = forward.made[key]
+        entry.expect(
+            new, torch.ones_like(new, dtype=torch.bool), torch.full_like(new, -1), forward.ids.shape[1]
+        )
+        return dict(changed)
+
+    def _rerank(self, forward: Forward, layer: int) -> None:
+        """With re-scoring: what the rest of this decode step sees."""
+        assert forward.entries is not None
+        alive = forward.alive
+        kept = self.pruner.choose(
+            forward.scores[layer],
+            forward.entries,
+            alive,
+            self.pruner.keeps[layer],
+            forward.protected.get(layer),
+        )
+        forward.alive = forward.now = forward.kept[layer] = kept & alive
+        if len(forward.kept) == 1:
+            self.trace.steps.append({})
+        self.trace.steps[-1][layer] = kept[:, : self.trace.visual.shape[1]].cpu()
+
+    # -- scoring
+
+    def _on_attention(self, call: AttentionCall) -> None:
+        forward = self.forward
+        if forward is None:
+            return
+        layer = self.scored[call.layer]
+        if forward.prefill:
+            if not self.pruner.every_step and forward.has_images:
+                self._score(forward, call.layer, layer, call, forward.residuals.pop(call.layer, None))
+            return
+        entry = caches.at(forward.cache, call.layer)
+        if not self.pruner.every_step or entry is None or forward.ids.shape[1] > 1:
+            return
+        assert entry.image is not None
+        assert entry.visible is not None
+        # From here on the positions of the step are the cache's entries: nothing was dropped from it.
+        if not forward.kept:
+            forward.entries, forward.alive = entry.image, entry.visible
+        self._score(forward, call.layer, layer, call, None)
+
+    @torch.no_grad()
+    def _score(
+        self, forward: Forward, at: int, layer: int, call: AttentionCall | None, residual: Tensor | None
+    ) -> None:
+        """Ask the method, and keep scores and protection by position."""
+        prefill = forward.prefill
+        images = forward.image if forward.entries is None else forward.entries
+        batch, length = images.shape
+        if prefill:
+            index = forward.index
+            query = (index == forward.last[:, None]).int().argmax(dim=1)
+        else:
+            index = torch.arange(length, device=images.device).expand(batch, -1)
+            query = torch.zeros(batch, dtype=torch.long, device=index.device)
+        alive = forward.alive.gather(1, index)
+        image = torch.where(alive, images.gather(1, index), -1)
+        step = 0 if prefill else len(self.trace.steps) + (not forward.kept)
+        scoring = Scoring(
+            at,
+            layer,
+            step,
+            query,
+            index,
+            image,
+            forward.ids,
+            forward.padding,
+            self.lvlm.norm_eps,
+            call,
+            residual,
+        )
+        scores = scoring.check(self.pruner.score_tokens(scoring), type(self.pruner).__name__).to(index.device)
+        scores = torch.where(image >= 0, scores, math.nan)
+        full = torch.full((batch, length), math.nan, device=index.device)
+        forward.scores[layer] = full.scatter(1, index, scores)
+        protected = self.pruner.protected(scoring)
+        if protected is not None:
+            none = torch.zeros((batch, length), dtype=torch.bool, device=index.device)
+            forward.protected[layer] = none.scatter(1, index, protected.to(index.device) & (image >= 0))
+
+    # -- at the end of the decoder
+
+    def _spread(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """Put the hidden states of kept tokens back at their positions; NaN where there are none."""
+        forward = self.forward
+        if forward is None or not forward.prefill or forward.stage == 0:
+            return None
+        batch, length = forward.ids.shape
+        index, real = forward.index.to(output.device), forward.real.to(output.device)
+        if self.pruner.execution == "masked":
+            return output.masked_fill(~real[..., None], math.nan)
+        real = real.clone()
+        real[:, -1] = True
+        full = output.new_full((batch, length, output.shape[-1]), math.nan)
+        rows = torch.arange(batch, device=output.device)[:, None]
+        return full.index_put((rows, index), output.masked_fill(~real[..., None], math.nan))
+
+
+def _generation_callers() -> set[str]:
+    """Names of the functions of ``generate`` that the present forward runs in; none in a plain forward."""
+    names = set()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "transformers.generation.utils":
+            names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
