@@ -31,7 +31,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging
 
-from capa_probe.lvlm.families import FAMILIES
+from capa_probe.flops import Convention, Cost, Shape, kv_cache_values, prefill_cost
 
 #: One prompt: an image of (height, width) pixels, and text.
 IMAGE = (480, 640)
@@ -58,12 +58,15 @@ class Prompt:
 
     visual: int
     text: int
-    sequences: int
-    patches: int
+    grids: tuple[tuple[int, int], ...]  # patches of each image or tile
 
     @property
     def tokens(self) -> int:
         return self.visual + self.text
+
+    @property
+    def patches(self) -> int:
+        return sum(rows * cols for rows, cols in self.grids)
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,9 @@ def cases() -> tuple[Case, ...]:
     cols, rows = get_optimal_tiled_canvas(IMAGE, (448, 448), 1, 12)
     tiles = rows * cols + (rows * cols > 1)
     prompts = {
-        "llava": Prompt(576, TEXT_TOKENS, 1, 576),
-        "qwen2_5_vl": Prompt(height * width // 28**2, TEXT_TOKENS, 1, height * width // 14**2),
-        "internvl": Prompt(256 * tiles, TEXT_TOKENS, tiles, 1024),
+        "llava": Prompt(576, TEXT_TOKENS, ((24, 24),)),
+        "qwen2_5_vl": Prompt(height * width // 28**2, TEXT_TOKENS, ((height // 14, width // 14),)),
+        "internvl": Prompt(256 * tiles, TEXT_TOKENS, ((32, 32),) * tiles),
     }
     return tuple(Case(name, model, prompts[model.config.model_type]) for name, model in models.items())
 
@@ -166,46 +169,23 @@ def parameters(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def products(module: nn.Module) -> int:
-    """Multiplications per token in the matrix products of a module: weights of its linear layers and convolutions."""
-    return sum(
-        part.weight.numel()
-        for part in module.modules()
-        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d))
+def prompt_cost(case: Case, n_tokens: int | None = None) -> Cost:
+    """FLOPs of one prompt, of ``n_tokens`` tokens if given; without the output head, attention in full."""
+    prompt = case.prompt
+    text = prompt.text if n_tokens is None else n_tokens - prompt.visual
+    return prefill_cost(
+        Shape.of(case.model.config),
+        visual=prompt.visual,
+        text=text,
+        grids=prompt.grids,
+        convention=Convention(lm_head="none"),
     )
-
-
-def decoder_flops(case: Case, n_tokens: int | None = None) -> int:
-    """FLOPs of the decoder layers on one prompt: two per multiplication, attention in full, norms left out."""
-    n = n_tokens or case.prompt.tokens
-    layers = FAMILIES[case.model.config.model_type].layers(case.model)
-    width = layers[0].self_attn.o_proj.in_features
-    return 2 * n * sum(map(products, layers)) + 4 * n * n * width * len(layers)
-
-
-def vision_flops(case: Case) -> int:
-    """FLOPs of the vision tower and the projector on one image."""
-    config, inner, prompt = case.model.config.vision_config, case.model.model, case.prompt
-    if hasattr(inner, "visual"):  # Qwen2.5-VL: 8 x 8 patches per window, but for a few blocks
-        tower, merger = inner.visual, inner.visual.merger
-        n, full = prompt.patches, len(config.fullatt_block_indexes)
-        window = min(n, (config.window_size // config.patch_size) ** 2)
-        seen = full * n + (config.depth - full) * window
-        inside = products(tower) - products(merger)
-        return 2 * n * inside + 4 * n * seen * config.hidden_size + 2 * prompt.visual * products(merger)
-    tower = inner.vision_tower
-    n = prompt.patches + 1  # the CLS token, which no patch is embedded for
-    stem = sum(products(part) for part in tower.modules() if isinstance(part, nn.Conv2d))
-    inside = 2 * n * (products(tower) - stem) + 2 * prompt.patches * stem
-    attention = 4 * n * n * config.hidden_size * config.num_hidden_layers
-    projector = 2 * prompt.visual * products(inner.multi_modal_projector)
-    return prompt.sequences * (inside + attention) + projector
 
 
 def cache_bytes(case: Case) -> int:
     """Keys and values of one prompt."""
-    layers = FAMILIES[case.model.config.model_type].layers(case.model)
-    return sum(2 * case.prompt.tokens * layer.self_attn.k_proj.out_features * BYTES for layer in layers)
+    shape = Shape.of(case.model.config)
+    return kv_cache_values(shape, visual=case.prompt.visual, text=case.prompt.text) * BYTES
 
 
 def forward_bytes(d_model: int, d_mlp: int, tokens: int) -> int:
@@ -221,7 +201,7 @@ def probe_bytes(d_model: int, n_layers: int, tokens: int) -> int:
 def vision_bytes(case: Case) -> int:
     """Largest memory in use at once in the vision tower, likewise."""
     config, prompt = case.model.config.vision_config, case.prompt
-    return prompt.sequences * forward_bytes(config.hidden_size, config.intermediate_size, prompt.patches)
+    return forward_bytes(config.hidden_size, config.intermediate_size, prompt.patches)
 
 
 def memory_table() -> str:
@@ -252,7 +232,7 @@ def time_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for case in cases():
-        flops = decoder_flops(case) + vision_flops(case)
+        flops = prompt_cost(case).total
         seconds = 1000 * flops * PROBED_OVER_PLAIN / (PEAK_FLOPS * UTILISATION)
         layers = case.text.num_hidden_layers
         rows = 1000 * layers * case.prompt.tokens

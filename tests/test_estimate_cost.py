@@ -91,10 +91,10 @@ class TestCostOf7B:
     def test_flops_reproduce_published_counts(self, estimate: Any, cases: dict[str, Any]) -> None:
         """8.706 T for LLaVA-1.5-7B on 625 tokens, 0.406 of them for tower and projector; 3.8172 T MACs for 576."""
         llava = cases["LLaVA-1.5-7B"]
-        vision = estimate.vision_flops(llava)
-        assert vision / 1e12 == pytest.approx(0.4061, abs=5e-5)
-        assert (estimate.decoder_flops(llava, 625) + vision) / 1e12 == pytest.approx(8.7059, abs=5e-5)
-        assert estimate.decoder_flops(llava, 576) / 2e12 == pytest.approx(3.8172, abs=5e-5)
+        cost = estimate.prompt_cost(llava, 625)
+        assert (cost.total - cost.decoder) / 1e12 == pytest.approx(0.4061, abs=5e-5)
+        assert cost.total / 1e12 == pytest.approx(8.7059, abs=5e-5)
+        assert estimate.prompt_cost(llava, 576).decoder / 2e12 == pytest.approx(3.8172, abs=5e-5)
 
     @pytest.mark.parametrize("name", ["LLaVA-1.5-7B", "Qwen2.5-VL-7B", "InternVL3-8B"])
     def test_prompts_cache_and_tower(self, name: str, estimate: Any, cases: dict[str, Any]) -> None:
@@ -107,11 +107,12 @@ class TestCostOf7B:
         wanted = {"LLaVA-1.5-7B": 24 * 24, "Qwen2.5-VL-7B": 23 * 17, "InternVL3-8B": 13 * 16 * 16}
         assert prompt.visual == wanted[name]
         merged = 1 if name == "LLaVA-1.5-7B" else 4
-        assert prompt.patches * prompt.sequences == prompt.visual * merged
+        assert prompt.patches == prompt.visual * merged
         # At least the products of the tower's blocks, and not half as much again.
         tower = getattr(case.model.model, "vision_tower", None) or case.model.model.visual
-        least = 2 * estimate.parameters(tower) * prompt.patches * prompt.sequences
-        assert 0.9 * least < estimate.vision_flops(case) < 1.5 * least
+        least = 2 * estimate.parameters(tower) * prompt.patches
+        cost = estimate.prompt_cost(case)
+        assert 0.9 * least < cost.total - cost.decoder < 1.5 * least
 
     def test_a_row_takes_as_many_bytes_as_assumed(self, estimate: Any, tmp_path: Path) -> None:
         lvlm = cp.HookedLVLM.from_pretrained(demo_model_path())

@@ -141,10 +141,17 @@ class TestArchitecture:
 
     @pytest.mark.parametrize("name", ["measures", "flops"])
     def test_formulas_see_nothing_but_the_error(self, name: str) -> None:
-        path = PACKAGE / f"{name}.py"
-        if path.exists():
+        paths = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0].removesuffix(".py") == name]
+        assert paths
+        for path in paths:
             ours = {module for module in imported_modules(path) if module.startswith("capa_probe")}
-            assert ours <= {"capa_probe.errors"}
+            own = {module for module in ours if module.startswith(f"capa_probe.{name}.")}
+            assert ours - own <= {"capa_probe.errors"}, path
+
+    def test_flops_are_pure_arithmetic(self) -> None:
+        for path in (PACKAGE / "flops").rglob("*.py"):
+            used = {module.split(".")[0] for module in imported_modules(path)} - {"capa_probe"}
+            assert used <= sys.stdlib_module_names, path
 
     def test_analysis_and_figures_never_run_a_model(self) -> None:
         for folder in ("analysis", "figures", "report"):
