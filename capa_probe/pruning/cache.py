@@ -6,6 +6,7 @@ reordered (beam search), selected, cropped, or carried over to a second turn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     Attributes:
         seen: input positions so far, dropped ones included; what the model takes for the cache's length.
-        positions: (batch, entry) input position of every entry.
-        visible: bool (batch, entry), False for a dropped token and for filling.
-        image: (batch, entry) image index of a visual token of the prompt; -1 for any other entry.
         hides: whether some entry is not visible.
         shift: (batch,) what is added to the rotary position of new tokens, or None.
         stage: how many prunings came before it; layers of one stage hold the same positions.
@@ -33,17 +31,42 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
-        self.positions: Tensor | None = None
-        self.visible: Tensor | None = None
-        self.image: Tensor | None = None
         self.hides = False
         self.shift: Tensor | None = None
         self.stage = 0
-        self._incoming: tuple[Tensor, Tensor, Tensor, int] | None = None
+        # Of the prompt's entries; those that follow are all visible and at successive positions.
+        self._positions = self._visible = self._image = torch.zeros(0, 0)
+        self._awaited = 0
 
-    def expect(self, positions: Tensor, visible: Tensor, image: Tensor, n_positions: int) -> None:
-        """Say what the entries of the next update are: each (batch, entry), of ``n_positions`` input positions."""
-        self._incoming = positions, visible, image, n_positions
+    @property
+    def n_later(self) -> int:
+        """Number of entries after the prompt's."""
+        return int(self.keys.shape[-2]) - self._positions.shape[1]
+
+    @property
+    def positions(self) -> Tensor:
+        """(batch, entry) input position of every entry."""
+        later = torch.arange(self.seen - self.n_later, self.seen, device=self._positions.device)
+        return torch.cat([self._positions, later.expand(len(self._positions), -1)], dim=1)
+
+    @property
+    def visible(self) -> Tensor:
+        """Bool (batch, entry), False for a dropped token and for filling."""
+        return torch.nn.functional.pad(self._visible, (0, self.n_later), value=True)
+
+    @property
+    def image(self) -> Tensor:
+        """(batch, entry) image index of a visual token of the prompt; -1 for any other entry."""
+        return torch.nn.functional.pad(self._image, (0, self.n_later), value=-1)
+
+    def expect_prompt(self, positions: Tensor, visible: Tensor, image: Tensor, n_positions: int) -> None:
+        """Say what the entries of the coming update are: each (batch, entry), of ``n_positions`` input positions."""
+        self._positions, self._visible, self._image = positions, visible, image
+        self._awaited = n_positions
+
+    def expect(self, n_positions: int) -> None:
+        """Announce an update by so many new tokens, none of them dropped."""
+        self._awaited = n_positions
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -51,23 +74,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Append entries; see ``DynamicLayer``.
 
         Raises:
-            CapaProbeError: the pruner that made this cache is not attached.
+            CapaProbeError: no pruner announced it.
         """
-        if self._incoming is None:
+        if self._awaited == 0:
             raise CapaProbeError(
                 "A KV cache that a pruner made was given to a model without one; continue it inside a pruner's "
                 "with block, or start with a new cache."
             )
-        positions, visible, image, n_positions = self._incoming
-        self._incoming = None
-        if self.positions is not None:
-            assert self.visible is not None
-            assert self.image is not None
-            positions = torch.cat([self.positions, positions], dim=1)
-            visible = torch.cat([self.visible, visible], dim=1)
-            image = torch.cat([self.image, image], dim=1)
-        self.positions, self.visible, self.image = positions, visible, image
-        self.seen += n_positions
+        self.seen, self._awaited = self.seen + self._awaited, 0
         updated: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
         return updated
 
@@ -82,18 +96,22 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.seen, self.positions, self.visible, self.image, self.shift = 0, None, None, None, None
-        self.hides = False
+        self.__init__()  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens, which are never pruned ones."""
-        super().crop(tokens_to_remove)
-        if tokens_to_remove and self.positions is not None:
-            n = abs(tokens_to_remove)
-            assert self.visible is not None
-            assert self.image is not None
-            self.positions, self.visible = self.positions[:, :-n], self.visible[:, :-n]
-            self.image, self.seen = self.image[:, :-n], self.seen - n
+        """Remove the last tokens, as long as they came after the prompt.
+
+        Raises:
+            CapaProbeError: they are of the prompt, some of whose tokens have been dropped.
+        """
+        n = abs(tokens_to_remove)
+        if n > self.n_later:
+            raise CapaProbeError(
+                f"{n} tokens were to be cropped from a KV cache that holds {self.n_later} after a pruned prompt; crop "
+                "no more than those, or start with a new cache."
+            )
+        super().crop(-n)
+        self.seen -= n
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows in another order, as beam search does."""
@@ -110,11 +128,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         super().batch_select_indices(indices)
         self._rows(lambda x: x[indices])
 
-    def _rows(self, take: Any) -> None:
-        for name in ("positions", "visible", "image", "shift"):
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, take(value))
+    def _rows(self, take: Callable[[Tensor], Tensor]) -> None:
+        self._positions, self._visible, self._image = map(take, (self._positions, self._visible, self._image))
+        self.shift = None if self.shift is None else take(self.shift)
 
 
 def check_cache(cache: Any) -> None:

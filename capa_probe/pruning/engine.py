@@ -8,12 +8,9 @@ scored layer runs; no layer runs twice.
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +19,8 @@ from torch import Tensor, nn
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall, HookedLVLM
 from capa_probe.pruning import cache as caches
+from capa_probe.pruning.entering import locate, refuse_modes
+from capa_probe.pruning.forward import Forward
 from capa_probe.pruning.keep import image_index
 from capa_probe.pruning.masks import entries_mask, take
 from capa_probe.pruning.rotary import compacted
@@ -30,61 +29,6 @@ from capa_probe.pruning.trace import Trace
 
 if TYPE_CHECKING:
     from capa_probe.pruning.base import Pruner
-
-
-@dataclass
-class Forward:
-    """State of one forward.
-
-    Attributes:
-        seen: input positions that the cache held on entry; 0 at prefill.
-        ids: (batch, position) input ids.
-        padding: bool (batch, position).
-        image: (batch, position) image index of the forward's visual tokens, -1 elsewhere.
-        alive: bool (batch, position), what the coming layers' attention sees of this forward.
-        index: (batch, slot) position of every row of the hidden states, ascending.
-        real: bool (batch, slot), False for slots that hold a dropped token or only fill up the batch.
-        stage: prunings so far.
-        now: bool (batch, entry), with re-scoring: what the rest of this decode step sees of the cache.
-        entries: (batch, entry), with re-scoring: image index of the cache's entries; ``alive`` is over them too.
-    """
-
-    seen: int
-    ids: Tensor
-    padding: Tensor
-    image: Tensor
-    alive: Tensor
-    index: Tensor
-    real: Tensor
-    stage: int = 0
-    hides: bool = False
-    shift: Tensor | None = None
-    cache: Any = None
-    now: Tensor | None = None
-    entries: Tensor | None = None
-    rope_ids: Tensor | None = None
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    protected: dict[int, Tensor] = field(default_factory=dict)
-    residuals: dict[int, Tensor] = field(default_factory=dict)
-    kept: dict[int, Tensor] = field(default_factory=dict)
-    layers: list[tuple[int, Tensor]] = field(default_factory=list)
-    #: Masks and rotary embeddings, which are the same for all layers of a stage.
-    made: dict[Any, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        #: Asked once, since it waits for the device.
-        self.has_images = bool((self.image >= 0).any())
-
-    @property
-    def prefill(self) -> bool:
-        """Whether the cache was empty on entry."""
-        return self.seen == 0
-
-    @property
-    def last(self) -> Tensor:
-        """(batch,) position of each sample's last token that is not padding."""
-        columns = torch.arange(self.ids.shape[1], device=self.padding.device)
-        return torch.where(self.padding, -1, columns).amax(dim=1)
 
 
 class Engine:
@@ -146,7 +90,7 @@ class Engine:
         if cache is not None:
             caches.check_cache(cache)
         seen = 0 if cache is None else int(cache.get_seq_length())
-        self._refuse_modes(cache)
+        refuse_modes(cache)
         self.forward = self._prefill(given) if seen == 0 else self._continuation(given, seen)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -160,21 +104,8 @@ class Engine:
         whole = (forward.ids.shape[1], ~forward.padding)
         trace.end(forward.layers or [whole] * self.lvlm.n_layers)
 
-    def _refuse_modes(self, cache: Any) -> None:
-        callers = _generation_callers()
-        if "_assisted_decoding" in callers:
-            raise CapaProbeError(
-                "Assisted generation was asked for, whose drafts would be scored as the prompt; generate without "
-                "assistant_model and prompt_lookup_num_tokens."
-            )
-        if cache is None and callers:
-            raise CapaProbeError(
-                "Generation with use_cache=False was asked for, which would score and prune anew for every token; "
-                "leave use_cache at True."
-            )
-
     def _prefill(self, given: dict[str, Any]) -> Forward:
-        ids, padding, image = self._spans(given)
+        ids, padding, image = locate(self.lvlm, given)
         batch, length = ids.shape
         self.trace.begin(image >= 0, padding)
         alone = (image < 0).all(dim=1)
@@ -203,31 +134,6 @@ class Engine:
         index = torch.arange(length, device=ids.device).expand(batch, -1)
         alive = torch.ones_like(visual)
         return Forward(seen, ids, ~alive, image_index(visual), alive, index, alive)
-
-    def _spans(self, given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Input ids, padding, and image index, each (batch, position)."""
-        encoded = given.get("mm_encoder_outputs") or {}
-        features = encoded.get("image")
-        if encoded.get("video") is not None:
-            raise CapaProbeError("Video input was given; only images are supported.")
-        if features is None or given.get("input_ids") is None:
-            spans = self.lvlm.spans({name: value for name, value in given.items() if value is not None})
-            image = torch.full(spans.visual.shape, -1, device=spans.visual.device)
-            for span in spans.images:
-                image[span.sample, span.positions.to(image.device)] = span.index
-            return given["input_ids"], spans.padding, image
-        # generate() has encoded the images already and hands on their features.
-        ids, mask = given["input_ids"], given.get("attention_mask")
-        if mask is not None and mask.shape != ids.shape:
-            raise CapaProbeError(
-                f"An attention_mask of shape {tuple(mask.shape)} was given with input_ids of shape "
-                f"{tuple(ids.shape)}; give one of the same shape, 1 at tokens and 0 at padding."
-            )
-        padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
-        visual = (ids == self.lvlm.family.image_token_id(self.lvlm.model)) & ~padding
-        # LLaVA alone writes nothing around an image, but its images are all of one size.
-        size = len(features.pooler_output[0]) if self.lvlm.family.name == "llava" else None
-        return ids, padding, image_index(visual, size)
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.forward is not None:
@@ -282,7 +188,7 @@ class Engine:
         if forward.cache is not None:
             entry = caches.pruned_layer(forward.cache, layer)
             image = forward.image.gather(1, forward.index)
-            entry.expect(forward.index, forward.real, image, forward.ids.shape[1])
+            entry.expect_prompt(forward.index, forward.real, image, forward.ids.shape[1])
             entry.hides, entry.shift, entry.stage = forward.hides, forward.shift, forward.stage
         return hidden, changed
 
@@ -360,34 +266,29 @@ class Engine:
         entry = caches.at(forward.cache, layer)
         if entry is None:
             return {}
-        assert entry.positions is not None
-        assert entry.visible is not None
-        if self.pruner.every_step and forward.ids.shape[1] == 1 and layer in self.drops:
-            self._rerank(forward, self.drops[layer])
         batch, length = forward.ids.shape
-        key = entry.stage, forward.now is None, len(forward.kept)
+        entry.expect(length)
+        if self.pruner.every_step and length == 1 and layer in self.drops:
+            self._rerank(forward, self.drops[layer])
+        key = entry.stage, len(forward.kept)
         if key not in forward.made:
-            new = entry.seen + forward.index.to(entry.positions.device)
             changed: dict[str, Any] = {}
             mask = kwargs.get("attention_mask")
             if entry.hides or mask is not None or forward.now is not None:
-                visible = torch.cat([entry.visible, entry.visible.new_ones(batch, length)], dim=1)
+                visible = torch.nn.functional.pad(entry.visible, (0, length), value=True)
                 if forward.now is not None:
                     visible = visible & forward.now.to(visible.device)
+                new = entry.seen + forward.index.to(entry.positions.device)
                 positions = torch.cat([entry.positions, new], dim=1)
                 changed["attention_mask"] = entries_mask(mask, new, positions, visible, entry.seen)
             if entry.shift is not None:
                 assert forward.rope_ids is not None
-                ids = (
-                    forward.rope_ids.expand(-1, batch, -1) + entry.shift.to(forward.rope_ids.device)[:, None]
+                shift = entry.shift.to(forward.rope_ids.device)[:, None]
+                changed["position_embeddings"] = self._rotate(
+                    forward.rope_ids.expand(-1, batch, -1) + shift, hidden
                 )
-                changed["position_embeddings"] = self._rotate(ids, hidden)
-            forward.made[key] = new, changed
-        new, changed = forward.made[key]
-        entry.expect(
-            new, torch.ones_like(new, dtype=torch.bool), torch.full_like(new, -1), forward.ids.shape[1]
-        )
-        return dict(changed)
+            forward.made[key] = changed
+        return dict(forward.made[key])
 
     def _rerank(self, forward: Forward, layer: int) -> None:
         """With re-scoring: what the rest of this decode step sees."""
@@ -419,8 +320,6 @@ class Engine:
         entry = caches.at(forward.cache, call.layer)
         if not self.pruner.every_step or entry is None or forward.ids.shape[1] > 1:
             return
-        assert entry.image is not None
-        assert entry.visible is not None
         # From here on the positions of the step are the cache's entries: nothing was dropped from it.
         if not forward.kept:
             forward.entries, forward.alive = entry.image, entry.visible
@@ -481,14 +380,3 @@ class Engine:
         full = output.new_full((batch, length, output.shape[-1]), math.nan)
         rows = torch.arange(batch, device=output.device)[:, None]
         return full.index_put((rows, index), output.masked_fill(~real[..., None], math.nan))
-
-
-def _generation_callers() -> set[str]:
-    """Names of the functions of ``generate`` that the present forward runs in; none in a plain forward."""
-    names = set()
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "transformers.generation.utils":
-            names.add(frame.f_code.co_name)
-        frame = frame.f_back
-    return names
