@@ -396,13 +396,14 @@ class TestParts:
         shape = Shape(2, d_model=5, n_heads=4, n_kv_heads=2, d_head=3, d_mlp=7, vocab=11)
         found = {
             score: scorer_cost(shape, visual=6, text=2, score=score, convention=MACS)
-            for score in ("attention", "value_norm", "contribution", "removal_effect")
+            for score in ("attention", "value_norm", "contribution", "removal_effect", "random")
         }
         assert found == {
             "attention": 8 * 12,
-            "value_norm": 6 * 6,
+            "value_norm": 8 * 6,
             "contribution": 8 * 12 + 6 * 12 + 6 * 12 * 5,
-            "removal_effect": 8 * 12 + 2 * 8 * 12 + 6 * 12 + 6 * 12 * 5,
+            "removal_effect": 8 * 12 + 2 * 8 * 12 + 8 * 12 + 8 * 12 * 5,
+            "random": 0,
         }
         assert (
             scorer_cost(shape, visual=6, text=2, score="attention", queries=3, convention=MACS) == 3 * 8 * 12

@@ -223,7 +223,7 @@ class TestScorer:
         with counting() as counter:
             row = measures.attention_probabilities(query, key, 1.0).squeeze(2)
             measures.removal_effect(row, value, torch.randn(24, 30))
-        cost = scorer_cost(self.sizes, visual=11, text=0, score="removal_effect")
+        cost = scorer_cost(self.sizes, visual=7, text=4, score="removal_effect")
         assert counter.get_total_flops() == cost - self.weighting(11)
 
 

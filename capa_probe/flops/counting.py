@@ -14,7 +14,7 @@ from capa_probe.flops.shape import Shape
 from capa_probe.flops.vision import Grid
 
 #: Scores whose cost is known.
-SCORES = ("attention", "value_norm", "contribution", "removal_effect")
+SCORES = ("attention", "value_norm", "contribution", "removal_effect", "random")
 FORWARD = Convention()
 
 
@@ -45,8 +45,8 @@ def prefill_cost(
             before the decoder. None prunes nothing.
         hadamard: layers where visual tokens get an elementwise product instead of the FFN.
         skip: layers where visual tokens get nothing instead of the FFN.
-        score: what tokens are scored by ("attention", "value_norm", "contribution", "removal_effect"): once for
-            each layer in ``kept``, on the attention of the layer before it. None scores nothing.
+        score: what tokens are scored by ("attention", "value_norm", "contribution", "removal_effect", "random"):
+            once for each layer in ``kept``, on the attention of the layer before it. None scores nothing.
         grids: patches (rows, columns) of each image or tile, before merging; needed only to count the vision tower or
             projector of a model whose images have grids of their own (Qwen2.5-VL).
         convention: what is counted, and in which unit.
@@ -144,11 +144,12 @@ def scorer_cost(
 
     In multiply-accumulates, with ``n`` keys, ``n_v`` of them visual, and ``D = n_heads d_head``:
 
-    - "attention": ``n D`` for each query row.
-    - "value_norm": ``n_v n_kv_heads d_head``, the squares.
-    - "contribution": a row, ``n_v D`` for weighting the values, ``n_v D d`` for one output projection.
-    - "removal_effect": a row, ``2 n D`` for the attention output and for the mean over the other keys, ``n_v D`` for
-      weighting the differences, ``n_v D d`` for one output projection.
+    - "attention": ``n D``, the query row of every head.
+    - "value_norm": ``n n_kv_heads d_head``, the squares.
+    - "contribution": a row, ``n_v D`` for weighting the values, ``n_v D d`` for one output projection of visual tokens.
+    - "removal_effect": a row, ``2 n D`` for the attention output and for the mean over the other keys, ``n D`` for
+      weighting the differences, ``n D d`` for one output projection of all keys.
+    - "random": nothing.
 
     Args:
         shape: sizes of the model.
@@ -165,13 +166,12 @@ def scorer_cost(
     n_visual = whole("visual", visual)
     keys = n_visual + (whole("text", text) if convention.tokens == "all" else 0)
     row = whole("queries", queries, least=1) * keys * shape.d_query
-    weighted = n_visual * shape.d_query
-    projection = weighted * shape.d_model
     cost = {
         "attention": row,
-        "value_norm": n_visual * shape.d_kv,
-        "contribution": row + weighted + projection,
-        "removal_effect": row + 2 * keys * shape.d_query + weighted + projection,
+        "value_norm": keys * shape.d_kv,
+        "contribution": row + n_visual * shape.d_query * (1 + shape.d_model),
+        "removal_effect": row + keys * shape.d_query * (2 + 1 + shape.d_model),
+        "random": 0,
     }
     return cost[score] * convention.scale
 
