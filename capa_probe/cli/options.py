@@ -65,6 +65,20 @@ def parse_dims(text: str | None) -> list[int] | str | None:
     return [int(number) for number in numbers]
 
 
+def parse_layers(text: str) -> list[int]:
+    """``--layers``: whole numbers and ranges (both ends included) with commas between, such as ``2-5,7``."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() and len(end) <= 4 for end in ends) or int(ends[0]) > int(ends[1]):
+            raise CapaProbeError(
+                f"--layers {text} was given; give layers or rising ranges with commas between, such as 2-5,7."
+            )
+        layers += range(int(ends[0]), int(ends[1]) + 1)
+    return layers
+
+
 def check_eta(eta: float) -> None:
     """Refuse an eta that no layer can be compared with."""
     if not -1 < eta < 1:

@@ -125,14 +125,15 @@ def profile(
     )
 
 
-def load_data(data: str, limit: int | None, out: Path, **options: Any) -> Sequence[Sample]:
-    """The samples, and a look at where the profile goes: both take little time, and come first."""
+def load_data(data: str, limit: int | None, out: Path | None, **options: Any) -> Sequence[Sample]:
+    """The samples, and a look at where a profile goes, if one does: both take little time, and come first."""
     from huggingface_hub import is_offline_mode
 
     from capa_probe.run_folder import check_output
     from capa_probe.samples import load_samples
 
-    check_output(out)
+    if out is not None:
+        check_output(out)
     # The first rows of a dataset on the hub need not wait for all the others.
     fetched = not Path(data).expanduser().exists() and not is_offline_mode()
     return load_samples(data, limit, streaming=fetched and limit is not None, **options)
