@@ -26,6 +26,7 @@ from capa_probe.flops import (
     decode_cost,
     kv_cache_values,
     prefill_cost,
+    schedule_of,
     scorer_cost,
     visual_per_layer,
 )
@@ -242,6 +243,13 @@ class TestNaiveTwin:
 
 
 class TestProperties:
+    @given(prompts())
+    def test_a_schedule_follows_from_its_counts(self, drawn: tuple[Shape, dict[str, Any]]) -> None:
+        shape, prompt = drawn
+        counts = visual_per_layer(shape, prompt["visual"], prompt["kept"])
+        assert visual_per_layer(shape, counts[0], schedule_of(counts)) == counts
+        assert len(schedule_of(counts)) == len({*counts}) - 1
+
     @given(prompts(), conventions)
     def test_more_tokens_cost_more(self, drawn: tuple[Shape, dict[str, Any]], convention: Convention) -> None:
         shape, prompt = drawn

@@ -107,6 +107,36 @@ class TestCompactForward:
 
 
 @pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
+class TestWhatSavesNothing:
+    def test_masking_costs_what_the_model_costs_and_the_scoring(self, family: str) -> None:
+        model, inputs = tiny.shared(family), tiny.inputs(family, images=(2,), tail=(3,))
+        lvlm, shape = HookedLVLM(model), Shape.of(model.config)
+        with FastV(execution="masked").attach(lvlm) as trace, counting() as counter:
+            model(**inputs, logits_to_keep=1)
+        prompt = prompt_of(trace, inputs)
+        assert prompt["kept"][2] < prompt["visual"]
+        prompt["kept"] = {2: prompt["visual"]}
+        assert counter.get_total_flops() == prefill_cost(shape, **prompt, score="attention").total
+
+    def test_scoring_anew_at_every_step(self, family: str) -> None:
+        """The prefill is the model's own; each step attends to the whole cache, and scores on it."""
+        model, inputs = tiny.shared(family), tiny.inputs(family, images=(1,), tail=(5,))
+        lvlm, shape = HookedLVLM(model), Shape.of(model.config)
+        pruner = CAPA(layers=(2,), score="attention", rescore="every_step")
+        with pruner.attach(lvlm) as trace, counting() as counter:
+            model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+        assert not trace.saves_prefill
+        prompt = prompt_of(trace, inputs)
+        prompt["kept"] = {2: prompt["visual"]}
+        cost = prefill_cost(shape, **prompt).total
+        prompt.pop("grids", None)
+        for step in range(2):
+            text = prompt["text"] + step
+            cost += decode_cost(shape, **{**prompt, "text": text}, score="attention").total
+        assert counter.get_total_flops() == cost
+
+
+@pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
 class TestWithoutTheFFN:
     @pytest.mark.parametrize("pruned", [False, True])
     @pytest.mark.parametrize("kind", ["hadamard", "skip"])

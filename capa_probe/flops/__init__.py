@@ -14,6 +14,7 @@ from capa_probe.flops.counting import (
     decode_cost,
     kv_cache_values,
     prefill_cost,
+    schedule_of,
     scorer_cost,
     visual_per_layer,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "decode_cost",
     "kv_cache_values",
     "prefill_cost",
+    "schedule_of",
     "scorer_cost",
     "visual_per_layer",
 ]

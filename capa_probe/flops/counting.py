@@ -204,6 +204,18 @@ def visual_per_layer(shape: Shape, visual: int, kept: Mapping[int, int] | None =
     return tuple(count for (start, count), end in zip(steps, ends, strict=True) for _ in range(start, end))
 
 
+def schedule_of(counts: Sequence[int]) -> dict[int, int]:
+    """The kept schedule behind the visual tokens of each layer, such as a column of a trace's ``visual_tokens``.
+
+    Layer 0 sees the whole prompt, unless something was dropped before the decoder, which the counts do not tell.
+
+    Raises:
+        CapaProbeError: something that is no token count.
+    """
+    found = [whole(f"the visual tokens of layer {layer}", count) for layer, count in enumerate(counts)]
+    return {layer: after for layer, (before, after) in enumerate(pairwise(found), 1) if after != before}
+
+
 def _layers_in(shape: Shape, name: str, layers: Iterable[int]) -> set[int]:
     found = {whole(f"a layer of {name}", layer) for layer in layers}
     if found and max(found) >= shape.n_layers:
