@@ -81,4 +81,4 @@ def fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
         for n in range(len(y)):
             error += (y[n, d] - solution * x[n, d]) ** 2
             deviation += (y[n, d] - mean) ** 2
-    return np.array(alpha), 1 - error / deviation
+    return np.array(alpha), 1 - error / deviation if deviation else float("nan")
