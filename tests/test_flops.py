@@ -504,6 +504,12 @@ class TestBadInput:
             replace(QWEN_7B, d_mlp=0)
         with pytest.raises(CapaProbeError, match="28 query heads and 3 KV heads"):
             replace(QWEN_7B, n_kv_heads=3)
+        with pytest.raises(CapaProbeError, match="merge = 0 was given"):
+            replace(CLIP_336, merge=0)
+        with pytest.raises(CapaProbeError, match=r"full_layers = \(24,\) was given for a vision tower of 24"):
+            replace(CLIP_336, full_layers=(24,))
+        with pytest.raises(CapaProbeError, match=r"A str was given .* as a config; give model\.config\."):
+            Shape.of("llava-hf/llava-1.5-7b-hf")
 
     def test_grids(self) -> None:
         free = VisionShape(1, d_model=4, d_mlp=4, d_patch=3, merge=2, projector=((16, 8),))
@@ -521,7 +527,9 @@ class TestBadInput:
         units: tuple[Literal["macs", "flops"], ...] = ("macs", "flops")
         for unit in units:
             costs.append(prefill_cost(QWEN_7B, visual=4, text=1, convention=Convention(unit=unit)))  # noqa: PERF401
-        with pytest.raises(CapaProbeError, match="counted under two conventions"):
+        with pytest.raises(
+            CapaProbeError, match=r"two conventions were compared \(unit='macs' and 'flops'\)"
+        ):
             costs[0].ratio(costs[1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.flops.conventions import Convention
@@ -89,10 +89,13 @@ class Cost:
         Raises:
             CapaProbeError: the two were counted under different conventions, or the other is zero.
         """
-        if self.convention != other.convention:
+        mine, its = asdict(self.convention), asdict(other.convention)
+        if mine != its:
+            apart = ", ".join(
+                f"{name}={mine[name]!r} and {its[name]!r}" for name in mine if mine[name] != its[name]
+            )
             raise CapaProbeError(
-                f"Costs counted under two conventions were compared ({self.convention} and {other.convention}); "
-                "count both under one."
+                f"Costs counted under two conventions were compared ({apart}); count both under one."
             )
         if other.total == 0:
             raise CapaProbeError(

@@ -73,6 +73,10 @@ class Shape:
             CapaProbeError: a model whose layers are of another make.
         """
         text = getattr(config, "text_config", config)
+        if not hasattr(text, "model_type"):
+            raise CapaProbeError(
+                f"A {type(config).__name__} was given to the cost counter as a config; give model.config."
+            )
         if text.model_type not in GATED_DECODERS:
             raise CapaProbeError(
                 f"A decoder of type {text.model_type} was given to the cost counter, which reads the configs of "

@@ -31,6 +31,9 @@ class VisionShape:
         projector: (in, out) of each linear layer of the projector, per visual token.
         window: side, in patches, of the windows that attention is confined to; 0 for none.
         full_layers: blocks that attend across windows all the same.
+
+    Raises:
+        CapaProbeError: a size that is no positive whole number, or a block that does not exist.
     """
 
     n_layers: int
@@ -46,6 +49,15 @@ class VisionShape:
     projector: tuple[tuple[int, int], ...] = ()
     window: int = 0
     full_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "d_mlp", "d_patch", "merge"):
+            whole(name, getattr(self, name), least=1)
+        if any(whole("a layer of full_layers", layer) >= self.n_layers for layer in self.full_layers):
+            raise CapaProbeError(
+                f"full_layers = {self.full_layers} was given for a vision tower of {self.n_layers} blocks; "
+                f"give some of 0 to {self.n_layers - 1}."
+            )
 
     def n_visual(self, grid: Grid) -> int:
         """Visual tokens that one image becomes.
