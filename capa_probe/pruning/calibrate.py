@@ -97,7 +97,9 @@ def calibrate_hadamard(
             "first."
         )
     settings = {"layers": list(chosen), "x": x, "batch_size": batch_size, "limit": limit}
-    facts = {**describe(lvlm), "settings": settings}
+    described = describe(lvlm)
+    # What a user most likely changed comes first: of two runs that differ, the first difference is named.
+    facts = {"settings": settings, "dtype": described["dtype"], **described}
     file = None if out is None else Path(out)
     with ExitStack() as stack:
         if file is not None:
