@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 import capa_probe as cp
 from tests import naive, tiny
 
+#: Tokens that generation must not yield, since a full forward would take them for an image.
+SUPPRESSED = [tiny.IMAGE, tiny.START, tiny.END, 63]
+
 
 def last(lvlm: cp.HookedLVLM, inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
     """Logits at each sample's last token: (batch, vocabulary)."""
@@ -69,7 +72,9 @@ def edited_generation(
     """Greedy tokens (batch, n), each from a full forward of its own without a KV cache."""
     grown, length = dict(inputs), inputs["input_ids"].shape[1]
     for _ in range(n):
-        chosen = edited_logits(lvlm, grown, kept)[:, -1].argmax(dim=-1)
+        logits = edited_logits(lvlm, grown, kept)[:, -1]
+        logits[:, SUPPRESSED] = -torch.inf
+        chosen = logits.argmax(dim=-1)
         grown = longer(grown, chosen[:, None])
     return grown["input_ids"][:, length:]
 

@@ -114,19 +114,22 @@ class Engine:
             which = "The prompt holds" if batch == 1 else f"Rows {rows} of the batch hold"
             warnings.warn(f"{which} no image and run unpruned.", stacklevel=2)
         index = torch.arange(length, device=ids.device).expand(batch, -1)
-        return Forward(0, ids, padding, image, ~padding, index, torch.ones_like(padding))
+        return Forward(0, ids, padding, image, ~padding, index, ~padding)
 
     def _continuation(self, given: dict[str, Any], seen: int) -> Forward:
         ids = given.get("input_ids")
         if ids is None:
             ids = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.long)
         visual = ids == self.lvlm.family.image_token_id(self.lvlm.model)
+        encoded = given.get("mm_encoder_outputs") or {}
+        if given.get("pixel_values") is None and encoded.get("image") is None:
+            visual = torch.zeros_like(visual)  # a model may well generate the placeholder
         if self.pruner.layers and self.trace.prefills == 0:
             warnings.warn(
                 "A KV cache that was filled before the pruner was attached was given; its visual tokens stay.",
                 stacklevel=2,
             )
-        if self.pruner.layers and ids.shape[1] > 1 and bool(visual.any()):
+        if self.pruner.layers and bool(visual.any()):
             warnings.warn(
                 "An image came in a later turn; only those of the first prefill are pruned.", stacklevel=2
             )

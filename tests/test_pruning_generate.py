@@ -1,0 +1,314 @@
+"""Generation under a pruner: both executions give the same ids, in every mode, and over several turns."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import capa_probe as cp
+from capa_probe.errors import CapaProbeError
+from capa_probe.pruning import CAPA, Pruner, Random, Trace
+from tests import pruned_reference as reference
+from tests import tiny
+
+FAMILIES = pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
+ONE = CAPA(layers=(2,), keep=0.25)
+SEVERAL = CAPA(layers=(1, 3), keep=(0.5, 0.25))
+CLOSED = replace(SEVERAL, positions="compacted")
+EARLY = Random(layers=(0, 2), keep=(0.5, 0.3))
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampled": {"do_sample": True, "temperature": 1.3},
+    "several sampled": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampled beams": {"do_sample": True, "num_beams": 3, "num_return_sequences": 2},
+}
+N = 6
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Rows .* of the batch hold no image", UserWarning)
+        yield
+
+
+def wrapped(family: str, attn: str = "sdpa") -> cp.HookedLVLM:
+    return cp.HookedLVLM(tiny.shared(family, attn))
+
+
+def generate(lvlm: cp.HookedLVLM, inputs: Any, n: int = N, **options: Any) -> Any:
+    torch.manual_seed(7)
+    options = {"do_sample": False, **options}
+    return lvlm.model.generate(
+        **inputs,
+        max_new_tokens=n,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+        suppress_tokens=reference.SUPPRESSED,
+        **options,
+    )
+
+
+def both(pruner: Pruner, lvlm: cp.HookedLVLM, inputs: Any, **options: Any) -> tuple[Any, Any, Trace]:
+    outs = []
+    for execution in ("masked", "compact"):
+        with replace(pruner, execution=execution).attach(lvlm) as trace:  # type: ignore[arg-type]
+            outs.append(generate(lvlm, inputs, **options))
+    return outs[0], outs[1], trace
+
+
+class TestModes:
+    @FAMILIES
+    @pytest.mark.parametrize("mode", MODES)
+    def test_ids_are_the_same(self, family: str, mode: str) -> None:
+        lvlm = wrapped(family)
+        for images in ((2,), (1, 2, 0)):
+            inputs = tiny.inputs(family, images)
+            for pruner in (SEVERAL, CLOSED):
+                masked, compact, trace = both(pruner, lvlm, inputs, **MODES[mode])
+                assert torch.equal(masked.sequences, compact.sequences)
+                assert (torch.stack(masked.logits) - torch.stack(compact.logits)).abs().max() < 1e-5
+                plain = generate(lvlm, inputs, **MODES[mode])
+                assert not torch.allclose(plain.logits[0], compact.logits[0], atol=1e-4)
+
+    @FAMILIES
+    def test_eager(self, family: str) -> None:
+        lvlm, inputs = wrapped(family, "eager"), tiny.inputs(family)
+        masked, compact, _ = both(SEVERAL, lvlm, inputs, num_beams=2)
+        assert torch.equal(masked.sequences, compact.sequences)
+        assert lvlm.attention_backend == "eager"
+
+    @FAMILIES
+    @pytest.mark.parametrize("pruner", [ONE, SEVERAL, EARLY], ids=["one", "several", "before"])
+    def test_greedy_ids_are_those_of_edited_attention(self, family: str, pruner: Pruner) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family)
+        _, compact, trace = both(pruner, lvlm, inputs)
+        wanted = reference.edited_generation(lvlm, inputs, trace.kept, N)
+        assert torch.equal(compact.sequences[:, -N:], wanted)
+
+    @FAMILIES
+    def test_the_cache_stays_short(self, family: str) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family, (2,))
+        masked, compact, trace = both(SEVERAL, lvlm, inputs)
+        # The last token has not been fed back.
+        assert reference.kv_lengths(compact.past_key_values) == [n + N - 1 for n in trace.lengths]
+        assert len(set(reference.kv_lengths(masked.past_key_values))) == 1
+        assert compact.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + N - 1
+
+    @FAMILIES
+    def test_one_trace_for_each_prefill(self, family: str) -> None:
+        lvlm = wrapped(family)
+        with SEVERAL.attach(lvlm) as trace:
+            for count, images in enumerate(((2,), (1, 1)), start=1):
+                inputs = tiny.inputs(family, images)
+                generate(lvlm, inputs)
+                assert trace.prefills == count
+                assert trace.kept[1].shape == inputs["input_ids"].shape
+        assert not trace.steps
+        assert trace.saves_prefill
+
+    def test_beams_are_rows_of_the_trace(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1, 2))
+        with ONE.attach(lvlm) as trace:
+            generate(lvlm, inputs)
+            alone = trace.kept[2]
+            generate(lvlm, inputs, num_beams=3)
+        assert torch.equal(trace.kept[2], alone.repeat_interleave(3, dim=0))
+
+    @FAMILIES
+    def test_rows_that_kept_different_tokens_may_be_reordered(self, family: str) -> None:
+        """Beam search reorders the rows of the cache; what is known of each row goes with it."""
+        lvlm, order = wrapped(family), torch.tensor([2, 0, 1, 1])
+        inputs = tiny.inputs(family, (1, 2, 0))
+        for execution in ("masked", "compact"):
+            pruner = replace(CLOSED, execution=execution)  # type: ignore[arg-type]
+            with pruner.attach(lvlm):
+                cache = lvlm.model(**inputs).past_key_values
+                same = copy.deepcopy(cache)
+                ids = torch.tensor([[5], [6], [7]])
+                mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+                position = mask.sum(dim=1, keepdim=True) - 1
+                step = {"attention_mask": mask, "position_ids": position, "use_cache": True}
+                one = lvlm.model(input_ids=ids, past_key_values=cache, **step).logits
+                same.reorder_cache(order)
+                step = {**step, "attention_mask": mask[order], "position_ids": position[order]}
+                two = lvlm.model(input_ids=ids[order], past_key_values=same, **step).logits
+            assert (one[order] - two).abs().max() < 1e-5
+            assert (one[order] - one[torch.tensor([0, 1, 2, 1])]).abs().max() > 1e-3
+
+
+class TestTurns:
+    @FAMILIES
+    @pytest.mark.parametrize("pruner", [SEVERAL, CLOSED, EARLY], ids=["several", "compacted", "before"])
+    def test_the_cache_is_carried_over(self, family: str, pruner: Pruner) -> None:
+        lvlm = wrapped(family)
+        for images in ((1,), (1, 2, 0)):
+            inputs, found = tiny.inputs(family, images), []
+            question = torch.randint(3, 50, (len(images), 4))
+            for execution in ("masked", "compact"):
+                with replace(pruner, execution=execution).attach(lvlm) as trace:  # type: ignore[arg-type]
+                    first = generate(lvlm, inputs)
+                    turn = reference.longer(inputs, torch.cat([first.sequences[:, -N:], question], dim=1))
+                    for name in ("pixel_values", "image_grid_thw"):
+                        turn.pop(name, None)
+                    second = generate(lvlm, turn, past_key_values=first.past_key_values)
+                    assert trace.prefills == 1
+                found.append(second)
+            assert torch.equal(found[0].sequences, found[1].sequences)
+            assert (torch.stack(found[0].logits) - torch.stack(found[1].logits)).abs().max() < 1e-5
+            grown = turn["input_ids"].shape[1] - inputs["input_ids"].shape[1] + N - 1
+            cache = found[1].past_key_values
+            assert reference.kv_lengths(cache) == [n + grown for n in trace.lengths]
+            if pruner.positions == "original":
+                whole = {**inputs, **turn}
+                wanted = reference.edited_generation(lvlm, whole, trace.kept, N)
+                assert torch.equal(found[1].sequences[:, -N:], wanted)
+
+    @FAMILIES
+    def test_a_plain_forward_may_continue(self, family: str) -> None:
+        """Teacher forcing: several tokens at once on a pruned cache give the logits of one at a time."""
+        lvlm, inputs = wrapped(family), tiny.inputs(family, (2,))
+        given = torch.tensor([[5, 9, 11, 4]])
+        found = []
+        for execution in ("masked", "compact"):
+            with replace(SEVERAL, execution=execution).attach(lvlm) as trace:
+                cache = lvlm.model(**inputs).past_key_values
+                found.append(lvlm.model(input_ids=given, past_key_values=cache).logits)
+        assert (found[0] - found[1]).abs().max() < 1e-5
+        wanted = reference.edited_logits(lvlm, reference.longer(inputs, given), trace.kept)[:, -4:]
+        assert (found[1] - wanted).abs().max() < 1e-5
+
+    def test_an_image_in_a_later_turn_stays_and_says_so(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        ids = torch.tensor([[5, *[tiny.IMAGE] * 16, 6]])
+        with ONE.attach(lvlm) as trace:
+            cache = lvlm.model(**inputs).past_key_values
+            with pytest.warns(UserWarning, match="An image came in a later turn; only those of the first"):
+                out = lvlm.model(input_ids=ids, pixel_values=inputs["pixel_values"], past_key_values=cache)
+        assert not out.logits.isnan().any()
+        assert reference.kv_lengths(cache) == [n + 18 for n in trace.lengths]
+
+    def test_a_cropped_cache(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        with ONE.attach(lvlm):
+            cache = lvlm.model(**inputs).past_key_values
+            one = lvlm.model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache).logits
+            cache.crop(-2)
+            two = lvlm.model(input_ids=torch.tensor([[6, 7]]), past_key_values=cache).logits
+            assert (one[:, 1:] - two).abs().max() < 1e-5
+            with pytest.raises(CapaProbeError, match="9 tokens were to be cropped .* holds 3 after a pruned"):
+                cache.crop(-9)
+
+    def test_repeated_and_selected_rows(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1, 2, 0))
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        ids = torch.tensor([[5], [6], [7]])
+        with SEVERAL.attach(lvlm):
+            cache = lvlm.model(**inputs).past_key_values
+            other = copy.deepcopy(cache)
+            one = lvlm.model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+            other.batch_repeat_interleave(2)
+            other.batch_select_indices(torch.tensor([5, 2]))
+            picked = torch.tensor([2, 1])
+            two = lvlm.model(input_ids=ids[picked], attention_mask=mask[picked], past_key_values=other).logits
+        assert (one[picked] - two).abs().max() < 1e-5
+
+    def test_a_pruned_cache_without_its_pruner_is_refused(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        with ONE.attach(lvlm):
+            cache = lvlm.model(**inputs).past_key_values
+        with pytest.raises(CapaProbeError, match="cache that a pruner made was given to a model without one"):
+            lvlm.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+    def test_a_foreign_cache_says_so(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        cache = lvlm.model(**inputs).past_key_values
+        other = copy.deepcopy(cache)
+        plain = lvlm.model(input_ids=torch.tensor([[5]]), past_key_values=other).logits
+        with ONE.attach(lvlm), pytest.warns(UserWarning, match="filled before the pruner was attached"):
+            out = lvlm.model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits
+        assert torch.equal(out, plain)
+
+
+class TestEveryStep:
+    @FAMILIES
+    @pytest.mark.parametrize("beams", [1, 2])
+    def test_keeping_all_is_the_model_itself(self, family: str, beams: int) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family)
+        with CAPA(layers=(2,), keep=1.0, rescore="every_step").attach(lvlm) as trace:
+            found = generate(lvlm, inputs, num_beams=beams)
+        plain = generate(lvlm, inputs, num_beams=beams)
+        assert torch.equal(found.sequences, plain.sequences)
+        assert (torch.stack(found.logits) - torch.stack(plain.logits)).abs().max() < 1e-5
+        assert len(trace.steps) == N - 1
+        assert not trace.saves_prefill
+
+    @FAMILIES
+    def test_each_step_is_that_of_edited_attention(self, family: str) -> None:
+        """Step by step: rank by the pattern of the step's own query, hide the rest from the pruning layer on."""
+        lvlm, inputs = wrapped(family), tiny.inputs(family)
+        with CAPA(layers=(2,), keep=0.25, rescore="every_step").attach(lvlm) as trace:
+            out = generate(lvlm, inputs)
+        length = inputs["input_ids"].shape[1]
+        assert trace.kept[2].equal(inputs["attention_mask"].bool())
+        assert set(trace.lengths) == {length}
+        spans, ids = lvlm.spans(inputs), out.sequences
+        cache: Any = None
+        names = ["blocks.1.attn.hook_pattern", "blocks.1.attn.hook_rot_k"]
+        weight = lvlm.model.model.language_model.layers[1].self_attn.o_proj.weight
+        cache = generate(lvlm, inputs, n=1).past_key_values
+        for step in range(1, N):
+            kept = trace.steps[step - 1][2]
+            grown = reference.longer(inputs, ids[:, length : length + step])
+            position = grown["attention_mask"].sum(dim=1, keepdim=True) - 1
+            if family == "qwen2_5_vl":
+                position = position[None] + lvlm.model.model.rope_deltas
+            found: dict[str, Tensor] = {}
+
+            def note(x: Tensor, hook: Any, found: dict[str, Tensor] = found) -> None:
+                found["pattern"] = x
+
+            def edit(x: Tensor, hook: Any, kept: Tensor = kept) -> Tensor:
+                hidden = torch.nn.functional.pad(~kept & spans.visual, (0, x.shape[-1] - length))
+                left = x.masked_fill(hidden[:, None, None], 0)
+                return left / left.sum(dim=-1, keepdim=True)
+
+            hooks = [(names[0], note), *((f"blocks.{i}.attn.hook_pattern", edit) for i in (2, 3))]
+            logits = lvlm.run_with_hooks(
+                input_ids=grown["input_ids"][:, -1:],
+                attention_mask=grown["attention_mask"],
+                position_ids=position,
+                past_key_values=cache,
+                fwd_hooks=hooks,
+            ).logits
+            scores = cp.measures.attention_contribution(
+                found["pattern"][:, :, 0], cache.layers[1].values, weight
+            )
+            wanted = reference.best(scores.tolist(), spans, lambda n: max(1, round(0.25 * n)) if n else 0)
+            assert torch.equal(kept, wanted)
+            assert (out.logits[step] - logits[:, -1]).abs().max() < 1e-5
+        assert any(not torch.equal(trace.steps[0][2], other[2]) for other in trace.steps[1:])
+
+    @FAMILIES
+    def test_several_layers_are_nested(self, family: str) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family)
+        pruner = CAPA(layers=(1, 3), keep=(0.5, 0.25), rescore="every_step")
+        with pruner.attach(lvlm) as trace:
+            out = generate(lvlm, inputs)
+        assert len(set(reference.kv_lengths(out.past_key_values))) == 1
+        visual = lvlm.spans(inputs).visual
+        for step in trace.steps:
+            assert not (step[3] & ~step[1]).any()
+            for layer, share in ((1, 0.5), (3, 0.25)):
+                found = (step[layer] & visual).sum(dim=1).tolist()
+                counts = visual.sum(dim=1).tolist()
+                assert found == [max(1, round(share * n)) if n else 0 for n in counts]
