@@ -117,6 +117,11 @@ class TestModes:
                 lvlm.model.generate(**inputs, max_new_tokens=2, use_cache=False)
             lvlm.model(**inputs, use_cache=False)  # a plain forward is no generation
 
+    def test_a_prefill_in_chunks(self) -> None:
+        lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
+        with ONE.attach(lvlm), pytest.raises(CapaProbeError, match="leave prefill_chunk_size at None"):
+            lvlm.model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=8)
+
     def test_assisted_generation(self) -> None:
         lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
         with ONE.attach(lvlm), pytest.raises(CapaProbeError, match="Assisted generation was asked for"):

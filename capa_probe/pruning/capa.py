@@ -44,7 +44,8 @@ class CAPA(Pruner):
         only_dumps: drop nothing but Probability Dumps, those of least score first, until the budget is met or none is
             left: the budget then is a lower bound.
         tau: threshold on sink strength for those two; absolute, or "relative".
-        sink_dims: dimensions that make a sink; None for any.
+        sink_dims: dimensions that make a sink; None for any that is massive on at most half of a
+            sample's visual tokens.
         seed: of ``score="random"``.
 
     The other fields are :class:`~capa_probe.pruning.base.Pruner`'s.

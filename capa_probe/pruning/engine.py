@@ -87,10 +87,11 @@ class Engine:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
-        if cache is not None:
-            caches.check_cache(cache)
         seen = 0 if cache is None else int(cache.get_seq_length())
-        refuse_modes(cache)
+        if self.pruner.layers:
+            if cache is not None:
+                caches.check_cache(cache)
+            refuse_modes(cache)
         self.forward = self._prefill(given) if seen == 0 else self._continuation(given, seen)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -56,9 +56,15 @@ def refuse_modes(cache: Any) -> None:
         cache: the KV cache that the forward was given, or None.
 
     Raises:
-        CapaProbeError: assisted generation, or generation without a cache.
+        CapaProbeError: assisted generation, a prefill in chunks, or generation without a cache.
     """
     callers = _generation_callers()
+    settings = callers["_prefill"].f_locals.get("generation_config") if "_prefill" in callers else None
+    if getattr(settings, "prefill_chunk_size", None) is not None:
+        raise CapaProbeError(
+            "Generation with prefill_chunk_size was asked for, which would score each piece of the prompt as if it "
+            "were all of it; leave prefill_chunk_size at None."
+        )
     if "_assisted_decoding" in callers:
         raise CapaProbeError(
             "Assisted generation was asked for, whose drafts would be scored as the prompt; generate without "
@@ -71,12 +77,12 @@ def refuse_modes(cache: Any) -> None:
         )
 
 
-def _generation_callers() -> set[str]:
-    """Names of the functions of ``generate`` that the present forward runs in; none in a plain forward."""
-    names = set()
+def _generation_callers() -> dict[str, FrameType]:
+    """The functions of ``generate`` that the present forward runs in, by name; none in a plain forward."""
+    found = {}
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "transformers.generation.utils":
-            names.add(frame.f_code.co_name)
+            found[frame.f_code.co_name] = frame
         frame = frame.f_back
-    return names
+    return found

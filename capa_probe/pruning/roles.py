@@ -23,11 +23,18 @@ def sinks(
         residual: (batch, position, d_model) residual stream entering the layer.
         visual: bool (batch, position).
         tau: absolute threshold.
-        dims: sink dimensions; None for all.
+        dims: sink dimensions; None for any that exceeds ``tau`` on at most half of the sample's visual tokens: one that
+            is large on most tokens is an offset, which makes none of them a sink.
         eps: of the model's RMSNorm.
     """
-    strength, _ = sink_strength(residual, eps, dims)
-    return (strength[..., 0] > tau) & visual
+    if dims is not None:
+        strength, _ = sink_strength(residual, eps, dims)
+        return (strength[..., 0] > tau) & visual
+    x = residual.float()
+    massive = (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).abs() > tau
+    massive &= visual[..., None]
+    offset = 2 * massive.sum(dim=1) > visual.sum(dim=1, keepdim=True)
+    return (massive & ~offset[:, None]).any(dim=-1)
 
 
 def anchors(contribution: Tensor, sink: Tensor, visual: Tensor) -> Tensor:
