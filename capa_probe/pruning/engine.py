@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall, HookedLVLM
 from capa_probe.pruning import cache as caches
+from capa_probe.pruning.arguments import at_continuation, at_prefill
 from capa_probe.pruning.entering import locate, refuse_modes
 from capa_probe.pruning.forward import Forward
 from capa_probe.pruning.keep import image_index
-from capa_probe.pruning.masks import entries_mask, take
-from capa_probe.pruning.rotary import compacted
+from capa_probe.pruning.masks import take
 from capa_probe.pruning.scoring import Scoring
 from capa_probe.pruning.trace import Trace
 
@@ -43,6 +43,7 @@ class Engine:
         self.pruner, self.lvlm = pruner, lvlm
         self.trace = Trace(saves_prefill=not pruner.every_step and bool(pruner.layers))
         self.forward: Forward | None = None
+        self.rotary = lvlm.family.text_model(lvlm.model).rotary_emb
         same = pruner.score_at == "same" and pruner.uses_attention
         #: Layer before which tokens go -> the pruning layer, as the user counts them.
         self.drops = {layer + same: layer for layer in pruner.layers}
@@ -184,11 +185,10 @@ class Engine:
             return hidden, {}
         changed: dict[str, Any] = {}
         if forward.stage:
-            key = "mask", forward.stage
-            if key not in forward.made:
-                forward.made[key] = self._prefill_mask(forward, kwargs.get("attention_mask"))
-                forward.made["rope", forward.stage] = self._rope(forward, hidden, kwargs)
-            changed = {"attention_mask": forward.made[key], **forward.made["rope", forward.stage]}
+            if forward.stage not in forward.made:
+                closed = self.pruner.positions == "compacted"
+                forward.made[forward.stage] = at_prefill(forward, self.rotary, hidden, kwargs, closed)
+            changed = forward.made[forward.stage]
         if forward.cache is not None:
             entry = caches.pruned_layer(forward.cache, layer)
             image = forward.image.gather(1, forward.index)
@@ -232,37 +232,6 @@ class Engine:
         forward.hides = not bool(forward.real.all())
         return hidden
 
-    def _prefill_mask(self, forward: Forward, mask: Tensor | None) -> Tensor | None:
-        if mask is None and not forward.hides:
-            return None
-        index, real = forward.index, forward.real
-        alone = ~real
-        alone[:, -1] = False  # the last row sees the sample's tokens, even where it is padding
-        return entries_mask(mask, index, index, real, 0, hidden_queries=alone)
-
-    def _rope(self, forward: Forward, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Rotary embeddings and position ids of the slots."""
-        cos_sin = kwargs["position_embeddings"]
-        if self.pruner.positions == "compacted":
-            assert forward.rope_ids is not None
-            ids, forward.shift = compacted(forward.rope_ids, forward.alive)
-            cos_sin = self._rotate(ids, hidden)
-        if forward.index.shape[1] == forward.ids.shape[1]:
-            return {"position_embeddings": cos_sin}
-        changed: dict[str, Any] = {
-            "position_embeddings": tuple(take(x, forward.index, x.ndim - 3) for x in cos_sin)
-        }
-        given = kwargs.get("position_ids")
-        if given is not None:
-            changed["position_ids"] = take(given[..., None], forward.index, given.ndim - 2)[..., 0]
-        return changed
-
-    def _rotate(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        rotary = self.lvlm.family.text_model(self.lvlm.model).rotary_emb
-        # Not called as a module, so that hooks on it see the model's own positions only.
-        cos_sin: tuple[Tensor, Tensor] = rotary.forward(hidden, ids[0] if len(ids) == 1 else ids)
-        return cos_sin
-
     def _at_continuation(
         self, forward: Forward, layer: int, hidden: Tensor, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
@@ -270,29 +239,15 @@ class Engine:
         entry = caches.at(forward.cache, layer)
         if entry is None:
             return {}
-        batch, length = forward.ids.shape
+        length = forward.ids.shape[1]
         entry.expect(length)
         if self.pruner.every_step and length == 1 and layer in self.drops:
             self._rerank(forward, self.drops[layer])
         key = entry.stage, len(forward.kept)
         if key not in forward.made:
-            changed: dict[str, Any] = {}
-            mask = kwargs.get("attention_mask")
-            if entry.hides or mask is not None or forward.now is not None:
-                visible = torch.nn.functional.pad(entry.visible, (0, length), value=True)
-                if forward.now is not None:
-                    visible = visible & forward.now.to(visible.device)
-                new = entry.seen + forward.index.to(entry.positions.device)
-                positions = torch.cat([entry.positions, new], dim=1)
-                changed["attention_mask"] = entries_mask(mask, new, positions, visible, entry.seen)
-            if entry.shift is not None:
-                assert forward.rope_ids is not None
-                shift = entry.shift.to(forward.rope_ids.device)[:, None]
-                changed["position_embeddings"] = self._rotate(
-                    forward.rope_ids.expand(-1, batch, -1) + shift, hidden
-                )
-            forward.made[key] = changed
-        return dict(forward.made[key])
+            forward.made[key] = at_continuation(forward, entry, self.rotary, hidden, kwargs)
+        changed: dict[str, Any] = forward.made[key]
+        return changed
 
     def _rerank(self, forward: Forward, layer: int) -> None:
         """With re-scoring: what the rest of this decode step sees."""
