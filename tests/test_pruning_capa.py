@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from capa_probe.pruning.roles import anchors, sinks
 from tests import planted, tiny
 from tests import pruned_reference as reference
 
+PAGE = Path(__file__).parents[1] / "docs" / "pruning.md"
+TOWERS = ("model.vision_tower", "model.visual")
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
 
 
@@ -260,6 +265,14 @@ class TestFFN:
         assert not trace.saves_prefill
 
 
+def test_documented_code_runs() -> None:
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(block, namespace)
+    assert len(set(namespace["trace"].lengths)) == 2
+    assert namespace["LargestHead"](layers=(2,)).keep == 0.25
+
+
 class TestOwnMethod:
     def test_is_one_class_with_one_method(self) -> None:
         @dataclass(frozen=True)
@@ -276,3 +289,37 @@ class TestOwnMethod:
         for row, n in ((0, 4), (1, 8)):
             visual = trace.visual[row].nonzero().flatten()
             assert torch.equal((trace.kept[2] & trace.visual)[row].nonzero().flatten(), visual[-n:])
+
+    @FAMILIES
+    def test_may_prune_before_the_decoder_by_what_the_vision_tower_says(self, family: str) -> None:
+        """Scores from a listener in the vision tower and from the embeddings, before layer 0."""
+        heard: list[Tensor] = []
+
+        @dataclass(frozen=True)
+        class BySize(Pruner):
+            uses_attention = False
+
+            @contextmanager
+            def alongside(self, lvlm: cp.HookedLVLM, visual_rows: Any, trace: Any) -> Iterator[None]:
+                tower = next(m for name, m in lvlm.model.named_modules() if name in TOWERS)
+                handle = tower.register_forward_hook(lambda *_: heard.append(torch.ones(())))
+                yield
+                handle.remove()
+
+            def score_tokens(self, scoring: Scoring) -> Tensor:
+                assert heard
+                assert scoring.residual is not None
+                return scoring.residual.norm(dim=-1)
+
+        lvlm, inputs = cp.HookedLVLM(tiny.shared(family)), tiny.inputs(family)
+        _, cache = lvlm.run_with_cache(**inputs, names_filter="hook_embed")
+        spans = lvlm.spans(inputs)
+        sizes = cache["hook_embed"].norm(dim=-1).tolist()
+        wanted = reference.best(sizes, spans, lambda n: max(1, round(0.25 * n)) if n else 0)
+        ids = []
+        for execution in ("masked", "compact"):
+            with BySize(layers=(0,), keep=0.25, execution=execution).attach(lvlm) as trace:  # type: ignore[arg-type]
+                ids.append(lvlm.model.generate(**inputs, max_new_tokens=5, do_sample=False))
+            assert torch.equal(trace.kept[0], wanted)
+        assert torch.equal(*ids)
+        assert trace.lengths == (int(wanted.sum(dim=1).max()),) * 4

@@ -142,7 +142,7 @@ class CAPA(Pruner):
         if not self.uses_residual:
             return None
         assert scoring.residual is not None
-        visual = scoring.visual
+        visual = scoring.visual.to(scoring.residual.device)  # with a device map, layers lie on several
         tau = resolve_tau(self.tau, scoring.residual.shape[-1])
         sink = sinks(scoring.residual, visual, tau, self.sink_dims, scoring.norm_eps)
         sink &= scoring.layer >= FIRST_SINK_LAYER
