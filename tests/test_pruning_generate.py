@@ -15,6 +15,7 @@ from torch import Tensor
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.pruning import CAPA, Pruner, Random, Trace
+from capa_probe.pruning.ffn import SkipFFN
 from tests import pruned_reference as reference
 from tests import tiny
 
@@ -186,6 +187,29 @@ class TestTurns:
         assert (found[0] - found[1]).abs().max() < 1e-5
         wanted = reference.edited_logits(lvlm, reference.longer(inputs, given), trace.kept)[:, -4:]
         assert (found[1] - wanted).abs().max() < 1e-5
+
+    def test_compacted_positions_go_on_where_the_shorter_prompt_ends(self) -> None:
+        # Dropped before the decoder and closed up, LLaVA's tokens are as if the others had never been there.
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        with Random(layers=(0,), keep=0.5, positions="compacted").attach(lvlm) as trace:
+            found = generate(lvlm, inputs)
+        _, cache = lvlm.run_with_cache(**inputs, names_filter="hook_embed")
+        wanted = generate(lvlm, {"inputs_embeds": cache["hook_embed"][trace.kept[0]][None]})
+        assert (torch.stack(found.logits) - torch.stack(wanted.logits)).abs().max() < 1e-5
+        with Random(layers=(0,), keep=0.5).attach(lvlm):
+            gaps = generate(lvlm, inputs)
+        assert (torch.stack(gaps.logits) - torch.stack(wanted.logits)).abs().max() > 1e-4
+
+    def test_a_generated_placeholder_is_no_image(self) -> None:
+        lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
+        ids = torch.tensor([[tiny.IMAGE]])
+        with ONE.attach(lvlm):
+            cache = lvlm.model(**inputs).past_key_values
+            one = lvlm.model(input_ids=ids, past_key_values=copy.deepcopy(cache)).logits
+        with replace(ONE, ffn=SkipFFN((0, 1, 2, 3))).attach(lvlm):
+            lvlm.model(**inputs)
+            two = lvlm.model(input_ids=ids, past_key_values=cache).logits
+        assert torch.equal(one, two)  # it went through its FFN
 
     def test_an_image_in_a_later_turn_stays_and_says_so(self) -> None:
         lvlm, inputs = wrapped("llava"), tiny.inputs("llava", (1,))
