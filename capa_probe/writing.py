@@ -20,7 +20,7 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.files import replace, write_json
 from capa_probe.layer_table import summarise_layers
 from capa_probe.run_folder import LAYERS_FOLDER, begin, check_output, tidy
-from capa_probe.tables import (
+from capa_probe.schema import (
     FORMAT_VERSION,
     LAYER_SCHEMA,
     LAYERS_FILE,
@@ -30,10 +30,8 @@ from capa_probe.tables import (
     SAMPLES_FILE,
     TOKEN_SCHEMA,
     TOKENS_FOLDER,
-    LayerProfile,
-    is_finished,
-    read_table,
 )
+from capa_probe.tables import LayerProfile, is_finished, read_table
 
 #: Batches are gathered into parts of about this many rows (some 20 MB in memory).
 ROWS_PER_PART = 2**17
