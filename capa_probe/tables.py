@@ -1,9 +1,10 @@
-"""Profile tables: what a profile holds, and how it is read back.
+"""Profile tables: what a profile holds, and how it is read back (columns: ``capa_probe.schema``).
 
 A finished profile on disk is a folder::
 
     tokens/part-00000.parquet ...   one row per (sample, step, layer, position); a sample is whole inside one part
     layers.parquet                  one row per (sample, step, layer, kind): the same columns, summarised
+    samples.parquet                 one row per sample; none where prepared tensors were profiled
     manifest.json                   what ran on what: model, versions, data fingerprint, settings
 
 ``manifest.json`` is written last, so a folder that has it is complete. In memory the same tables are Arrow tables
