@@ -180,11 +180,15 @@ class ProfileWriter:
     def _resume(self, out: Path) -> None:
         """Take up the finished parts; what was begun after them is removed."""
         while (summary := _part(out / LAYERS_FOLDER, self._n_flushes)).exists():
-            known = json.loads((pq.read_schema(summary).metadata or {}).get(_PROGRESS, b"null"))
             tokens = _part(out / TOKENS_FOLDER, self._n_flushes)
-            if known is None or (known["n_rows"] and not tokens.exists()):
+            try:
+                known = json.loads((pq.read_schema(summary).metadata or {})[_PROGRESS])
+                table = read_table(summary, ["sample"], None)
+                whole = not known["n_rows"] or pq.read_metadata(tokens).num_rows == known["n_rows"]
+            except (CapaProbeError, OSError, ValueError, KeyError, pa.ArrowException):
+                break  # damaged: run again from here
+            if not whole:
                 break
-            table = read_table(summary, ["sample"], None)
             self._layer_parts.append(summary)
             self._parts += [tokens] if known["n_rows"] else []
             self._n_rows += known["n_rows"]

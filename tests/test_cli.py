@@ -115,7 +115,7 @@ class TestProfile:
     def test_says_where_everything_lies_and_what_was_found(self, done: tuple[Path, Result]) -> None:
         out, result = done
         files = [line.strip() for line in result.stdout.splitlines() if line.startswith("  /")]
-        assert sorted(files) == sorted(str(out / name) for name in findings.FILES)
+        assert sorted(files) == sorted(str(out / name) for name in (*findings.FILES, "report.html"))
         assert "Redundant FFN (visual cosine > 0.5): layer" in result.stdout
         assert "tiny-llava, 3 samples, tau = 3, eta = 0.5" in result.stdout
 
@@ -297,6 +297,34 @@ class TestMistakes:
         monkeypatch.setattr(jobs, "profile", broken)
         result = invoke("profile", model, data, "--out", tmp_path / "run")
         assert isinstance(result.exception, ZeroDivisionError)
+
+    def test_examples_are_those_of_the_run(
+        self, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        args = ("profile", model, data, "--out", out)
+        assert invoke(*args).exit_code == 0
+        examples = out / "examples" / "examples.jsonl"
+        examples.write_text(examples.read_text().replace('"generated": "', '"generated": "of the old run '))
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "write_examples", killed)
+            assert invoke(*args, "--overwrite").exit_code == 130
+        assert invoke(*args).exit_code == 0
+        assert "of the old run" not in examples.read_text() + (out / "report.html").read_text()
+        before = examples.stat().st_mtime_ns
+        assert invoke(*args).exit_code == 0
+        assert examples.stat().st_mtime_ns == before
+
+    def test_probes_that_nothing_can_be_analysed_with(self, model: Path, data: Path, tmp_path: Path) -> None:
+        done = invoke("profile", model, data, "--out", tmp_path / "run", "--probes", "attention")
+        assert done.exit_code == 0, done.output
+        assert "Nothing to analyse" in done.stdout
+        assert LayerProfile.load(tmp_path / "run").tokens["attention"].notna().all()
+        assert not (tmp_path / "run" / "report.html").exists()
 
 
 class TestDemo:

@@ -11,7 +11,7 @@ from capa_probe.findings.files import (
     remove,
     write,
 )
-from capa_probe.findings.finding import CONFIDENCE, Findings, choose_tau, find
+from capa_probe.findings.finding import CONFIDENCE, Findings, can_analyse, choose_tau, find
 
 __all__ = [
     "CONFIDENCE",
@@ -19,6 +19,7 @@ __all__ = [
     "FIGURE_NAMES",
     "FILES",
     "Findings",
+    "can_analyse",
     "choose_tau",
     "draw",
     "find",

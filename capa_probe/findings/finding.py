@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -99,6 +99,12 @@ class Findings:
         if redundant.empty:
             found = "no layer."
         return [f"Redundant FFN (visual cosine > {self.eta:g}): {found}", *self.remarks]
+
+
+def can_analyse(probes: Iterable[str]) -> bool:
+    """Whether a profile with these probes can be analysed in any way."""
+    names = set(probes)
+    return "ffn_cosine" in names or names >= set(_NEEDED_FOR_SINKS)
 
 
 def choose_tau(tau: float | str, d_model: int) -> float | str:
