@@ -20,6 +20,7 @@ from capa_probe.report import REPORT_FILE, write_report
 from capa_probe.run_folder import locked, made_with, remove_profile
 from capa_probe.samples import Sample
 from capa_probe.tables import LayerProfile, is_finished, is_unfinished
+from capa_probe.writing import kept_samples
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
 _PROFILE = (
@@ -89,17 +90,15 @@ def run(
                 write_examples(lvlm, samples, out, manifest=prof.manifest)
             findings, files = _analyse(prof, tau, eta, out) if analysable else (None, [])
     except KeyboardInterrupt:
-        again = "the same command without --overwrite" if overwrite else "the same command"
-        state = f"is not finished; {again} goes on from here" if prof is None else "is finished"
+        state = f"is not finished; {_goes_on(out, overwrite)}" if prof is None else "is finished"
         raise KeyboardInterrupt(f"the profile in {out} {state}") from None
     except (CapaProbeError, OSError) as error:
         if prof is None and isinstance(error, OSError):  # a full disk, say
             if not is_unfinished(out):
                 raise
-            again = "the same command without --overwrite" if overwrite else "the same command"
+            reason = error.strerror or error
             raise CapaProbeError(
-                f"The profile in {out} was stopped ({error.strerror or error}); what is finished stays, and {again} "
-                "goes on from there."
+                f"The profile in {out} was stopped ({reason}); {_goes_on(out, overwrite)}."
             ) from error
         if prof is None:
             raise
@@ -117,6 +116,11 @@ def _analyse(prof: LayerProfile, tau: float | str, eta: float, out: Path) -> tup
     with status("writing the report"):
         files.append(write_report(out, findings=findings))
     return findings, files
+
+
+def _goes_on(out: Path, overwrite: bool) -> str:
+    again = "the same command without --overwrite" if overwrite else "the same command"
+    return f"{kept_samples(out):,} samples are kept, and {again} goes on from there"
 
 
 def clear(out: Path, model: Path) -> None:

@@ -76,7 +76,7 @@ class LayerProfile:
             raise CapaProbeError(f"{path} {what}; give the folder that a profile was written to.")
         if not (folder / MANIFEST_FILE).is_file():
             why = (
-                f"holds a profile that was not finished; run it again with out={str(path)!r}"
+                "holds a profile that was not finished; run it again, and it goes on where it ended"
                 if is_unfinished(folder)
                 else f"holds no profile ({MANIFEST_FILE} is missing); give the folder that a profile was written to"
             )

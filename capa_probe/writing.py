@@ -205,6 +205,16 @@ class ProfileWriter:
         (out / LAYERS_FILE).unlink(missing_ok=True)
 
 
+def kept_samples(path: Path) -> int:
+    """How many samples lie in the finished parts of a profile that was begun."""
+    files = sorted((path / LAYERS_FOLDER).glob("part-*.parquet"))
+    try:
+        metadata = pq.read_schema(files[-1]).metadata if files else {}
+        return int(json.loads(metadata[_PROGRESS])["progress"]["seen"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return 0
+
+
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 

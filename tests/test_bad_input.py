@@ -274,8 +274,13 @@ CASES = [
         model_with(config__json="[]"),
     ),
     Case("odd config", PROFILE, ("model-copy",), config_with(hidden_act="foo")),
-    Case("odd sizes", PROFILE, ("model-copy",), config_with(num_hidden_layers=-1)),
-    Case("other sizes", PROFILE, ("of shape", "asks for (96, 256)"), config_with(intermediate_size=96)),
+    Case("odd sizes", PROFILE, ("model-copy", "num_hidden_layers=-1"), config_with(num_hidden_layers=-1)),
+    Case(
+        "other sizes",
+        PROFILE,
+        ("of shape", "but its config asks for", "96"),
+        config_with(intermediate_size=96),
+    ),
     Case("processor is a list", PROFILE, ("could not be loaded",), model_with(processor_config__json="[]")),
     Case(
         "broken template",

@@ -95,7 +95,8 @@ class TestProfile:
         for name in findings.FIGURE_NAMES:
             assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert list(out.rglob("*.tmp")) == []
-        assert findings.read_thresholds(out) == (float(TAU), 0.5)
+        asked = findings.read_settings(out)
+        assert (asked["tau"], asked["eta"]) == (float(TAU), 0.5)
 
     def test_prints_one_row_per_layer(self, done: tuple[Path, Result]) -> None:
         out, result = done
@@ -250,7 +251,8 @@ class TestMistakes:
         assert result.exit_code == 0, result.output
         assert "The profile was there already, and no model ran" in result.stdout
         assert (copy / "manifest.json").read_bytes() == manifest
-        assert findings.read_thresholds(copy) == (5.0, 0.1)
+        asked = findings.read_settings(copy)
+        assert (asked["tau"], asked["eta"]) == (5.0, 0.1)
 
     def test_no_gpu(self, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -271,7 +273,8 @@ class TestMistakes:
         assert result.exit_code == 130
         assert (
             result.stderr
-            == f"interrupted; the profile in {out} is not finished; the same command goes on from here\n"
+            == f"interrupted; the profile in {out} is not finished; 0 samples are kept, and the same command goes on "
+            "from there\n"
         )
         # It does.
         assert invoke("profile", model, data, "--out", out, "--limit", "1").exit_code == 0
@@ -412,14 +415,22 @@ class TestFindings:
     def test_facts_on_disk(self, tmp_path: Path) -> None:
         prof = synthetic.profile(World())
         findings.write(prof, findings.find(prof, tau="relative", eta=0.9), tmp_path)
-        assert findings.read_thresholds(tmp_path) == ("relative", 0.9)
+        asked = {"tau": "relative", "eta": 0.9, "split": "non-sink-median", "quantile": None, "groups": None}
+        assert findings.read_settings(tmp_path) == asked
         facts = json.loads((tmp_path / "findings.json").read_text())
         assert facts["tau"] == pytest.approx(0.3125 * np.sqrt(synthetic.D_MODEL))
         assert any(remark.startswith("No sinks at tau = 10") for remark in facts["remarks"])
-        (tmp_path / "findings.json").write_text("{")
-        with pytest.raises(CapaProbeError, match="cannot be read"):
-            findings.read_thresholds(tmp_path)
-        assert findings.read_thresholds(tmp_path / "missing") == ("auto", 0.96)
+        for damaged in (
+            "{",
+            "[]",
+            '{"tau": 20}',
+            '{"settings": {"tau": 20}}',
+            json.dumps({"settings": asked | {"eta": None}}),
+        ):
+            (tmp_path / "findings.json").write_text(damaged)
+            with pytest.raises(CapaProbeError, match="does not say what the findings were made with"):
+                findings.read_settings(tmp_path)
+        assert findings.read_settings(tmp_path / "missing") == asked | {"tau": "auto", "eta": 0.96}
 
 
 class TestEntryPoint:

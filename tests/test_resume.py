@@ -95,6 +95,13 @@ class TestKilled:
         same(resumed, run(lvlm, samples()))
         same(cp.LayerProfile.load(out), resumed)
 
+    def test_how_much_is_kept_can_be_told(self, lvlm: cp.HookedLVLM, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        parts = stopped(lvlm, out)
+        n = len({sample for part in parts for sample in pd.read_parquet(part)["sample"]})
+        assert 0 < writing.kept_samples(out) == n < 5
+        assert writing.kept_samples(tmp_path) == 0
+
     def test_prepared_tensors(self, lvlm: cp.HookedLVLM, tmp_path: Path) -> None:
         batches = [tiny.inputs("llava", seed=seed) for seed in range(4)]
 

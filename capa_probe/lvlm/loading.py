@@ -42,10 +42,10 @@ def load(
         )
     name = str(name_or_path)
     if not Path(name).is_dir() and (
-        Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
+        Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") != 1
     ):
         raise CapaProbeError(
-            f"The model folder {name} does not exist; give an existing one or a name on the Hugging Face hub."
+            f"The model folder {name} does not exist; give an existing one or a name on the hub (owner/name)."
         )
     if Path(name).is_dir() and not (Path(name) / hub.get("subfolder", "") / "config.json").is_file():
         raise CapaProbeError(
@@ -69,6 +69,11 @@ def load(
     except Exception as error:
         raise CapaProbeError(f"The config of {name} cannot be read: {_first_line(error)}") from error
     family_of(config, f"The checkpoint {name}")
+    n_layers = config.get_text_config().num_hidden_layers
+    if not isinstance(n_layers, int) or n_layers < 1:
+        raise CapaProbeError(
+            f"The config of {name} says num_hidden_layers={n_layers!r}; it must be 1 or more."
+        )
     try:
         refuse_too_large(name, config, dtype, device_map)
         model, found = AutoModelForImageTextToText.from_pretrained(
