@@ -250,7 +250,7 @@ def memory_table() -> str:
 
 def time_table() -> str:
     lines = [
-        "| model | FLOPs of a prompt | GPU, 1000 prompts | token rows | CPU, tables | disk | `--rows visual` | `none` |",
+        "| model | FLOPs a prompt | GPU, 1000 prompts | token rows | CPU, tables | disk | `--rows visual` | `none` |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in cases():

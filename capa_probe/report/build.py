@@ -32,12 +32,17 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example with its pictures, or with the sentence that says why it has none."""
+    """An example with its pictures, and sentences that say what is missing."""
 
     example: Example
     views: list[overlay.View]
-    missing: str
+    missing: list[str]
     right: bool | None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether anything is drawn over one of its pictures."""
+        return any(row.panels for view in self.views for row in view.rows)
 
 
 def write_report(
@@ -188,18 +193,13 @@ def _show(
     sinks: pd.DataFrame | None,
     layers: list[int],
 ) -> ShownExample:
-    views: list[overlay.View] = []
-    try:
-        if tokens is None:
-            views = overlay.plain(example.images, run / EXAMPLES)
-            missing = no_tokens
-        else:
-            own = tokens[tokens["sample"] == example.id]
-            own_sinks = None if sinks is None else sinks[sinks["sample"] == example.id]
-            views, missing = overlay.views(example.images, run / EXAMPLES, own, own_sinks, layers), ""
-    except CapaProbeError as error:
-        logger.info("example %s: %s", example.id, error)
-        missing = str(error)
+    own = None if tokens is None else tokens[tokens["sample"] == example.id]
+    own_sinks = None if sinks is None else sinks[sinks["sample"] == example.id]
+    views, missing = overlay.views(example.images, run / EXAMPLES, own, own_sinks, layers)
+    for why in missing:
+        logger.info("example %s: %s", example.id, why)
+    if no_tokens:
+        missing = [no_tokens, *missing]
     return ShownExample(example, views, missing, words.is_right(example))
 
 

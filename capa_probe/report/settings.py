@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capa_probe.findings import Findings
+from capa_probe.probes import PROBES, choose_probes
 
 #: Part of a manifest to its heading and, in order, the keys that have words of their own.
 _MODEL = {
@@ -44,6 +45,11 @@ _THRESHOLDS = {
     "dims": "sink dimensions",
     "max_share": "largest share of tokens for a sink dimension",
 }
+
+#: What ``--dtype`` takes.
+_DTYPES = ("float32", "bfloat16", "float16")
+_PROBES = set(PROBES)
+_DEFAULT_PROBES = {probe.name for probe in choose_probes("default")}
 
 #: Samples that were left out are listed up to this many.
 _MOST_ROWS = 20
@@ -93,8 +99,11 @@ def commands(run: Path, manifest: Mapping[str, Any], tau: float | str, eta: floa
     ):
         if settings.get(name, default) != default:
             options += [flag, settings[name]]
-    if settings.get("probes"):
-        options += ["--probes", ",".join(settings["probes"])]
+    if manifest.get("dtype") in _DTYPES:
+        options += ["--dtype", manifest["dtype"]]
+    probes = settings.get("probes")
+    if probes and set(probes) != _DEFAULT_PROBES:
+        options += ["--probes", "all" if set(probes) == _PROBES else ",".join(probes)]
     if manifest.get("sink_dims"):
         options += ["--sink-dims", ",".join(map(str, manifest["sink_dims"]))]
     if manifest.get("revision"):

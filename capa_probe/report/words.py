@@ -199,8 +199,12 @@ def _on_redundancy(layers: pd.DataFrame, eta: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, two digits where it is small."""
+    """A share in per cent, two digits where it is small; 0 % is none and 100 % all, not nearly so."""
     if not math.isfinite(share):
         return "–"
     value = 100 * share
+    if 99.5 <= value < 100:
+        return ">99 %"
+    if 0 < value < 0.01:
+        return "<0.01 %"
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"
