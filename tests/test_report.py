@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,6 +181,29 @@ class TestContent:
         assert (
             f"capa-probe profile made-up DATA --out {run} --dtype bfloat16 --tau 10.0 --eta 0.97" in page.text
         )
+
+
+@pytest.mark.parametrize(
+    "asked", [{"split": "otsu"}, {"split": "quantile", "quantile": 0.9}, {"split": "non-sink-median"}]
+)
+def test_agrees_with_the_findings_beside_it(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.synthetic.D_MODEL", 400)  # too narrow for the paper's 20
+    world = replace(runs.WORLD, sinks=tuple(replace(sink, phi=15.0) for sink in runs.SINKS))
+    path = runs.write(tmp_path / "run", runs.tokens(world), world)
+    prof = LayerProfile.load(path)
+    found = findings.find(prof, **asked)
+    findings.write(prof, found, path)
+    page = read(write_report(path))
+    assert found.totals is not None
+    counts = found.totals.set_index("role")["n_sinks"]
+    assert f"of the sinks: {counts['dump']}, and {counts['anchor']} anchors" in page.text
+    facts = json.loads((path / "findings.json").read_text(encoding="utf-8"))
+    assert any("the paper's 20 needs a wider residual stream" in remark for remark in facts["remarks"])
+    for remark in facts["remarks"]:
+        assert " ".join(remark.split()) in page.text
+    assert "--tau" not in page.text
 
 
 class TestOneFile:

@@ -7,7 +7,7 @@ from capa_probe.findings.files import (
     FIGURES,
     FILES,
     draw,
-    read_thresholds,
+    read_settings,
     remove,
     write,
 )
@@ -23,7 +23,7 @@ __all__ = [
     "choose_tau",
     "draw",
     "find",
-    "read_thresholds",
+    "read_settings",
     "remove",
     "write",
 ]
