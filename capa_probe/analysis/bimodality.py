@@ -64,7 +64,8 @@ def sink_bimodality(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None =
         ``n_left_out`` (C is 0, or there is nothing to compare with), ``n_tokens`` (different tokens among the ``n``,
         each one value of the tests), ``dip``, ``dip_p``, ``ashman_d``, ``ashman_d_needed`` (see above), and
         ``verdict``: "bimodal" (dip_p < 0.05 and D above what is needed), "unimodal" (neither), "unclear" (one of
-        them), or "too few" (fewer than 20 tokens, with the measures NaN). The row for all layers looks at log (C / median C of the other
+        them), or "too few" (fewer than 20 tokens, with the measures NaN). The row for all layers looks at
+        log (C / median C of the other
         visual tokens of the same sample and layer), since the scale of C changes from layer to layer.
 
     Raises:
@@ -129,7 +130,8 @@ def needed_d(n: int) -> float:
 def _row(layer: int, contribution: NDArray[np.float64], token: NDArray[np.int64]) -> dict[str, object]:
     """A row of the table, from the contribution and the token of each sink."""
     known = contribution > 0
-    logs = pd.Series(np.log(contribution[known])).groupby(token[known]).median().to_numpy(np.float64)
+    by_token = pd.Series(np.log(contribution[known])).groupby(token[known])
+    logs: NDArray[np.float64] = np.asarray(by_token.median(), dtype=np.float64)
     dip = p = d = needed = math.nan
     verdict = "too few"
     if len(logs) >= MIN_TOKENS:

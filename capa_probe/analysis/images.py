@@ -43,4 +43,4 @@ def distinct_tokens(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None) 
         # A token without a place in a grid is known by its position alone.
         nowhere=sinks["position"].where(sinks["row"] < 0, -1),
     )
-    return places.groupby(list(places), sort=False).ngroup().to_numpy(np.int64)
+    return np.asarray(places.groupby(list(places), sort=False).ngroup(), dtype=np.int64)

@@ -59,7 +59,8 @@ def of_sinks(bimodality: pd.DataFrame, stability: pd.DataFrame) -> list[str]:
         said.append(
             f"log C of the sinks is not clearly bimodal, a token counted once ({whole['verdict']}: "
             f"{whole['n_tokens']:,} tokens, dip test p = {whole['dip_p']:.2g}, "
-            f"Ashman's D = {whole['ashman_d']:.2g} where {whole['ashman_d_needed']:.2g} is needed), so dumps and anchors may be the two ends of one kind."
+            f"Ashman's D = {whole['ashman_d']:.2g} where {whole['ashman_d_needed']:.2g} is needed), "
+            "so dumps and anchors may be the two ends of one kind."
         )
     for over, what in (
         ("layers", "From one layer to the next"),
