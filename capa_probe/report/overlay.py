@@ -43,7 +43,7 @@ _THUMBNAIL = -1
 _HEAT_SIDE = 240
 _COLOURS = colormaps["inferno"]
 #: How opaque the colour of the smallest and of the largest value is.
-_OPACITY = (0.45, 0.9)
+_OPACITY = (0.3, 0.78)
 #: The picture under a heat map is without colour and darker by this factor, so that what is bright is a large value.
 _DIMMED = 0.55
 
