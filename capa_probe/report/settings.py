@@ -65,7 +65,7 @@ def tables(manifest: Mapping[str, Any], findings: Findings | None) -> dict[str, 
             ("τ, on sink strength", _plain(findings.tau)),
             ("η, on the FFN cosine", _plain(findings.eta)),
         ]
-        used = {} if findings.sinks is None else findings.sinks.attrs
+        used = {} if findings.sinks is None else {**findings.sinks.attrs, **_asked(findings)}
         thresholds += [
             (words, _plain(used[key])) for key, words in _THRESHOLDS.items() if used.get(key) is not None
         ]
@@ -117,6 +117,11 @@ def commands(run: Path, manifest: Mapping[str, Any], tau: float | str, eta: floa
         f"{profile} DATA {shlex.join(map(str, options))}",
         shlex.join(["capa-probe", "report", str(run)]),
     ]
+
+
+def _asked(findings: Findings) -> dict[str, Any]:
+    asked = findings.settings.get("tau")
+    return {} if asked is None else {"tau_given": asked}
 
 
 def _left_out(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
