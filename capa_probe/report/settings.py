@@ -65,7 +65,9 @@ def tables(manifest: Mapping[str, Any], findings: Findings | None) -> dict[str, 
             ("τ, on sink strength", _plain(findings.tau)),
             ("η, on the FFN cosine", _plain(findings.eta)),
         ]
-        used = {} if findings.sinks is None else {**findings.sinks.attrs, **_asked(findings)}
+        used: dict[str, Any] = {}
+        if findings.sinks is not None:
+            used = {str(key): value for key, value in findings.sinks.attrs.items()} | _asked(findings)
         thresholds += [
             (words, _plain(used[key])) for key, words in _THRESHOLDS.items() if used.get(key) is not None
         ]
