@@ -48,7 +48,7 @@ class Batches:
         limit: int | None = None,
         strict: bool = False,
     ) -> None:
-        self._lvlm, self._batch_size, self._limit, self._strict = lvlm, batch_size, limit, strict
+        self._lvlm, self._batch_size, self._limit, self.strict = lvlm, batch_size, limit, strict
         self.seen = 0
         self.skipped: list[dict[str, str]] = []
         self.total: int | None = None
@@ -94,7 +94,7 @@ class Batches:
 
     def progress(self) -> dict[str, Any]:
         """What :meth:`resume` needs to go on from here, as JSON values."""
-        return {"seen": self.seen, "data_fingerprint": self.fingerprint(), "skipped": self.skipped}
+        return {"seen": self.seen, "data_fingerprint": self.fingerprint(), "skipped": list(self.skipped)}
 
     def resume(self, progress: Mapping[str, Any], where: object) -> None:
         """Pass over the samples that an earlier run has dealt with.
@@ -143,7 +143,7 @@ class Batches:
         try:
             return sample.open_images()
         except BadImageError as error:
-            if self._strict:
+            if self.strict:
                 raise
             logger.info("Sample %s is left out: %s", sample.id, error)
             self.skipped.append({"sample": sample.id, "reason": str(error)})

@@ -31,12 +31,17 @@ _HEADINGS = {
 }
 
 
-def show(prof: LayerProfile, findings: Findings, files: list[Path], out: Path, reused: bool = False) -> None:
+def show(
+    prof: LayerProfile, findings: Findings | None, files: list[Path], out: Path, reused: bool = False
+) -> None:
     """Print the summary table, the findings in words, remarks, and where everything lies; ``reused``: no model ran."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(summary_table(prof, findings))
-    for sentence in findings.sentences():
-        console.print(sentence, markup=False)
+    if findings is None:
+        console.print("Nothing to analyse: the profile has neither ffn_cosine nor all that sinks need.")
+    else:
+        console.print(summary_table(prof, findings))
+        for sentence in findings.sentences():
+            console.print(sentence, markup=False)
     if reused:
         console.print("The profile was there already, and no model ran; --overwrite runs it again.")
     console.print(f"\nProfile in {out}: tokens/, layers.parquet, manifest.json", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +24,10 @@ def describe(lvlm: HookedLVLM) -> dict[str, Any]:
     config, text = lvlm.model.config, lvlm.model.config.get_text_config()
     published = lvlm.family.sink_dims(lvlm.model)
     return {
-        "model": config.name_or_path or type(lvlm.model).__name__,
+        "model": _name(lvlm.model),
         "revision": getattr(config, "_commit_hash", None),
         "family": lvlm.family.name,
         "architecture": type(lvlm.model).__name__,
-        "config_hash": hashlib.sha256(config.to_json_string().encode()).hexdigest(),
-        "weights_hash": weights_hash(lvlm.model),
         "n_layers": lvlm.n_layers,
         "n_heads": text.num_attention_heads,
         "n_kv_heads": text.num_key_value_heads,
@@ -39,7 +38,18 @@ def describe(lvlm: HookedLVLM) -> dict[str, Any]:
         "attention_backend": lvlm.attention_backend,
         "published_sink_dims": None if published is None else list(published),
         "versions": {package: version(package) for package in PACKAGES},
+        # Last, so that where two runs differ, a field that says more is named first.
+        "config_hash": hashlib.sha256(config.to_json_string().encode()).hexdigest(),
+        "weights_hash": weights_hash(lvlm.model),
     }
+
+
+def _name(model: PreTrainedModel) -> str:
+    """Its name on the hub, or its folder, however that was written."""
+    name = str(model.config.name_or_path)
+    if not name:
+        return type(model).__name__
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def weights_hash(model: PreTrainedModel) -> str:

@@ -4,27 +4,31 @@ Tables hold no images and no words, and a report runs no model. So a run keeps, 
 
     examples/examples.jsonl   one line per example: question, prompt, answers, what the model answered, its images
     examples/0-0.png ...      the images, cut to what the visual tokens cover, scaled down
+    examples/run.json         which run they belong to
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capa_probe.errors import BadImageError, CapaProbeError
-from capa_probe.samples import Sample
+from capa_probe.samples import ImageSource, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from capa_probe.lvlm import HookedLVLM
 
-EXAMPLES, EXAMPLES_FILE = "examples", "examples.jsonl"
+EXAMPLES, EXAMPLES_FILE, RUN_FILE = "examples", "examples.jsonl", "run.json"
+#: Fields of a manifest that tell runs apart.
+_RUN = ("created", "weights_hash", "data_fingerprint")
 #: Longest side of a kept image in pixels; larger ones are scaled down.
 LONGEST_SIDE = 512
 #: A PNG of more bytes than this becomes a JPEG.
@@ -75,11 +79,12 @@ def write_examples(
     out: str | os.PathLike[str],
     n: int = 4,
     max_new_tokens: int = 16,
+    manifest: Mapping[str, Any] | None = None,
 ) -> list[Example]:
     """Keep a few samples in a run's folder, spread over tasks and over the data, with the model's greedy answers.
 
     The choice looks at neither answers nor measurements, and is the same every time. Samples without an image, and
-    those with one that cannot be opened, are passed over. Examples that already lie there are left alone.
+    those with one that cannot be opened, are passed over. Examples of this run that already lie there are left alone.
 
     Args:
         lvlm: the model, with its processor.
@@ -87,6 +92,7 @@ def write_examples(
         out: the run's folder.
         n: how many.
         max_new_tokens: length of an answer, at most.
+        manifest: of the run; examples of another one are replaced.
 
     Returns:
         The examples that the folder now holds.
@@ -96,23 +102,24 @@ def write_examples(
         OSError: the folder cannot be written to.
     """
     folder = Path(out) / EXAMPLES
-    if (folder / EXAMPLES_FILE).is_file():
+    run = {name: manifest.get(name) for name in _RUN} if manifest else {}
+    if (folder / EXAMPLES_FILE).is_file() and _run_of(folder) == run:
         return read_examples(out)
-    usable = [sample for sample in samples if isinstance(sample, Sample) and sample.images]
     temporary = folder.with_name(f"{EXAMPLES}.tmp")
     _remove(temporary)
     temporary.mkdir(parents=True, exist_ok=True)
     try:
         found = [
             _example(lvlm, sample, images, temporary, number, max_new_tokens)
-            for number, (sample, images) in enumerate(_choose(usable, n))
+            for number, (sample, images) in enumerate(_choose(samples, n))
         ]
+        _remove(folder)  # those of another run, or images without their list
         if found:
             lines = (json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in found)
             # JSON can hold half of a surrogate pair, which plain UTF-8 refuses.
             text = "".join(lines).encode(errors="backslashreplace")
             (temporary / EXAMPLES_FILE).write_bytes(text)
-            _remove(folder)  # images without their list
+            (temporary / RUN_FILE).write_text(json.dumps(run), encoding="utf-8")
             temporary.replace(folder)
     finally:
         _remove(temporary)
@@ -142,44 +149,72 @@ def remove_examples(run: str | os.PathLike[str]) -> None:
         _remove(Path(run) / name)
 
 
+def _run_of(folder: Path) -> Any:
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _remove(folder: Path) -> None:
     # The list goes first: without it, what is left passes for nothing.
-    for file in (folder / EXAMPLES_FILE, *folder.glob("[0-9]*-[0-9]*.*")):
+    for file in (folder / EXAMPLES_FILE, folder / RUN_FILE, *folder.glob("[0-9]*-[0-9]*.*")):
         file.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """What the choice looks at; not the sample itself, whose images may be in memory."""
+
+    index: int
+    task: str | None
+    key: tuple[Any, ...]
+
+
+def _candidates(samples: Sequence[Sample]) -> list[_Candidate]:
+    return [
+        _Candidate(index, sample.task, tuple(_key(source) for source in sample.images))
+        for index, sample in enumerate(samples)
+        if isinstance(sample, Sample) and sample.images
+    ]
+
+
+def _key(source: ImageSource) -> Any:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    return source if isinstance(source, (str, Path)) else id(source)
+
+
 def _choose(samples: Sequence[Sample], n: int) -> Iterator[tuple[Sample, list[Image]]]:
     """Samples with their images, opened: of as many tasks as there are, from all over the data, no image twice."""
-    by_task: dict[str | None, list[Sample]] = {}
-    for sample in samples:
-        by_task.setdefault(sample.task, []).append(sample)
+    usable = _candidates(samples)
+    by_task: dict[str | None, list[_Candidate]] = {}
+    for candidate in usable:
+        by_task.setdefault(candidate.task, []).append(candidate)
     tasks = list(by_task.values())
-    wanted = min(n, len(samples))
-    taken: set[str] = set()
+    wanted = min(n, len(usable))
+    taken: set[int] = set()
     shown: set[Any] = set()
     for place in range(wanted):
         # More tasks than wanted: every so many-th one. Fewer: in turn.
         own = tasks[place * len(tasks) // wanted if len(tasks) > wanted else place % len(tasks)]
         start = place * len(own) // wanted
-        order = [*own[start:], *own[:start], *samples]
-        order.sort(key=lambda sample: _key(sample) in shown)  # stable: an image not yet shown comes first
-        for sample in order:
-            if sample.id in taken:
+        order = [*own[start:], *own[:start], *usable]
+        order.sort(key=lambda candidate: candidate.key in shown)  # stable: an image not yet shown comes first
+        for candidate in order:
+            if candidate.index in taken:
                 continue
-            taken.add(sample.id)
+            taken.add(candidate.index)
+            sample = samples[candidate.index]
             try:
                 images = sample.open_images()
             except BadImageError:
                 continue
-            shown.add(_key(sample))
+            shown.add(candidate.key)
             yield sample, images
             break
-
-
-def _key(sample: Sample) -> tuple[Any, ...]:
-    return tuple(source if isinstance(source, (str, bytes, Path)) else id(source) for source in sample.images)
 
 
 def _example(

@@ -35,5 +35,6 @@ def replace(file: Path, write: Callable[[Path], object]) -> Path:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> Path:
     """Write an object as indented JSON (see :func:`replace`)."""
+    # JSON can hold half of a surrogate pair, which plain UTF-8 refuses.
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return replace(file, lambda temporary: temporary.write_bytes(text.encode(errors="backslashreplace")))

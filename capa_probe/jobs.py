@@ -12,14 +12,15 @@ import torch
 from capa_probe.console import quiet_transformers, show, status
 from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
 from capa_probe.examples import EXAMPLES, remove_examples, write_examples
-from capa_probe.findings import FIGURES, FILES, choose_tau, find, remove, write
+from capa_probe.findings import FIGURES, FILES, Findings, can_analyse, choose_tau, find, remove, write
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
 from capa_probe.report import REPORT_FILE, write_report
 from capa_probe.run_folder import locked, made_with, remove_profile
 from capa_probe.samples import Sample
-from capa_probe.tables import is_finished
+from capa_probe.tables import LayerProfile, is_finished, is_unfinished
+from capa_probe.writing import kept_samples
 
 #: What :func:`capa_probe.profile` writes at the top of its folder.
 _PROFILE = (
@@ -63,7 +64,7 @@ def run(
         CapaProbeError: anything given cannot be used. What was finished stays in any case.
         KeyboardInterrupt: with what became of the profile as its text.
     """
-    choose_probes(settings.get("probes", "default"))
+    analysable = can_analyse(probe.name for probe in choose_probes(settings.get("probes", "default")))
     with status(f"loading {model}"), quiet_transformers():
         lvlm = HookedLVLM.from_pretrained(model, device_map=device_map(device), **load or {})
     choose_tau(tau, lvlm.d_model)  # now, not after the long part
@@ -85,24 +86,19 @@ def run(
                 clear(out, own_model)
                 reused = False
                 prof = profile(lvlm, samples, out=out, **settings)
-            if overwrite:
-                remove_examples(out)
             with status("keeping examples"):
-                write_examples(lvlm, samples, out)
-            with status("analysing"):
-                findings = find(prof, tau=tau, eta=eta)
-                remove(out)  # an earlier analysis may have written more
-                files = write(prof, findings, out)
-            with status("writing the report"):
-                files.append(write_report(out, findings=findings))
+                write_examples(lvlm, samples, out, manifest=prof.manifest)
+            findings, files = _analyse(prof, tau, eta, out) if analysable else (None, [])
     except KeyboardInterrupt:
-        state = "is not finished; the same command goes on from here" if prof is None else "is finished"
+        state = f"is not finished; {_goes_on(out, overwrite)}" if prof is None else "is finished"
         raise KeyboardInterrupt(f"the profile in {out} {state}") from None
     except (CapaProbeError, OSError) as error:
         if prof is None and isinstance(error, OSError):  # a full disk, say
+            if not is_unfinished(out):
+                raise
+            reason = error.strerror or error
             raise CapaProbeError(
-                f"The profile in {out} was stopped ({error.strerror or error}); what is finished stays, and the same "
-                "command goes on from there."
+                f"The profile in {out} was stopped ({reason}); {_goes_on(out, overwrite)}."
             ) from error
         if prof is None:
             raise
@@ -110,6 +106,21 @@ def run(
             f"The profile is finished and lies in {out}, but what follows failed: {error}"
         ) from error
     show(prof, findings, files, out, reused)
+
+
+def _analyse(prof: LayerProfile, tau: float | str, eta: float, out: Path) -> tuple[Findings, list[Path]]:
+    with status("analysing"):
+        findings = find(prof, tau=tau, eta=eta)
+        remove(out)  # an earlier analysis may have written more
+        files = write(prof, findings, out)
+    with status("writing the report"):
+        files.append(write_report(out, findings=findings))
+    return findings, files
+
+
+def _goes_on(out: Path, overwrite: bool) -> str:
+    again = "the same command without --overwrite" if overwrite else "the same command"
+    return f"{kept_samples(out):,} samples are kept, and {again} goes on from there"
 
 
 def clear(out: Path, model: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.tables import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, QUANTILES, STATISTICS
+from capa_probe.schema import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, QUANTILES, STATISTICS
 
 
 def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -78,7 +79,22 @@ def available(device: torch.device) -> int:
     """Free bytes on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return min([int(psutil.virtual_memory().available), *_left_in_container()])
+
+
+def _left_in_container() -> list[int]:
+    """Free bytes under the limit of a Linux container; none where there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = [
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        ]
+        return [int(limit) - int(used) + sum(cached)]
+    except (OSError, ValueError):  # "max" is no limit
+        return []
 
 
 def _one_device(device_map: Any) -> torch.device | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,12 +98,12 @@ def profile(
             check_output(folder)  # before it is made
             stack.enter_context(locked(folder))
             if begin(folder, facts, overwrite) == "finished":
-                return _finished(folder, batches)
+                return _finished(folder, batches, strict)
         writer = ProfileWriter(folder, resume=folder is not None)
         return _measure(lvlm, batches, writer, chosen, facts, dims, progress)
 
 
-def _finished(folder: Path, batches: Batches) -> LayerProfile:
+def _finished(folder: Path, batches: Batches, strict: bool) -> LayerProfile:
     """The profile in a folder, provided that it is one of these samples."""
     prof = LayerProfile.load(folder)
     batches.pass_over()
@@ -111,6 +112,7 @@ def _finished(folder: Path, batches: Batches) -> LayerProfile:
             f"{folder} was made on other data: its data_fingerprint is not that of the samples given; give another "
             "folder, or start anew with --overwrite (overwrite=True)."
         )
+    _refuse_skipped(prof.manifest.get("skipped"), strict)
     logger.info("%s is finished; nothing is run again", folder)
     return prof
 
@@ -129,6 +131,7 @@ def _measure(
     if writer.progress is not None:
         before = writer.progress["seconds"]
         batches.resume(writer.progress, writer.folder)
+        _refuse_skipped(batches.skipped, batches.strict)
         logger.info("Going on after %d samples of an earlier run", batches.seen)
     started = time.perf_counter() - before
     with tqdm(
@@ -161,6 +164,15 @@ def _measure(
     )
 
 
+def _refuse_skipped(skipped: Sequence[Mapping[str, str]] | None, strict: bool) -> None:
+    """What an earlier run left out, a strict one does not accept."""
+    if strict and skipped:
+        raise CapaProbeError(
+            f"The run so far left out {len(skipped)} samples; mend them and start anew, or go on without strict. The "
+            f"first: {skipped[0]['reason']}"
+        )
+
+
 def _what(ids: Sequence[str], inputs: Mapping[str, Any]) -> str:
     batch, length = inputs["input_ids"].shape
     return f"sample {ids[0]} ({batch} in the batch, {length:,} positions each)"
@@ -183,7 +195,7 @@ def _check(
     sink_dims: tuple[int, ...] | None,
 ) -> None:
     for name, value, least in (("steps", steps, 0), ("batch_size", batch_size, 1), ("limit", limit, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (not isinstance(value, int) or not least <= value <= sys.maxsize):
             raise CapaProbeError(f"{name}={value!r} was given; give a whole number of at least {least}.")
     if rows not in ("all", "visual", "none"):
         raise CapaProbeError(f'rows={rows!r} was given; give "all", "visual" or "none".')

@@ -17,18 +17,15 @@ from filelock import FileLock, Timeout
 
 from capa_probe.errors import CapaProbeError, OtherRunError
 from capa_probe.files import write_json
-from capa_probe.tables import (
+from capa_probe.schema import (
     FORMAT_VERSION,
     LAYERS_FILE,
     MANIFEST_FILE,
     SAMPLES_FILE,
     TOKENS_FOLDER,
     UNFINISHED_FILE,
-    check_format,
-    is_finished,
-    is_unfinished,
-    read_manifest,
 )
+from capa_probe.tables import check_format, is_finished, is_unfinished, read_manifest
 
 #: Holds the summaries of finished parts until the layers table is made of them.
 LAYERS_FOLDER = "layers"

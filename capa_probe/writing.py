@@ -20,7 +20,7 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.files import replace, write_json
 from capa_probe.layer_table import summarise_layers
 from capa_probe.run_folder import LAYERS_FOLDER, begin, check_output, tidy
-from capa_probe.tables import (
+from capa_probe.schema import (
     FORMAT_VERSION,
     LAYER_SCHEMA,
     LAYERS_FILE,
@@ -30,10 +30,8 @@ from capa_probe.tables import (
     SAMPLES_FILE,
     TOKEN_SCHEMA,
     TOKENS_FOLDER,
-    LayerProfile,
-    is_finished,
-    read_table,
 )
+from capa_probe.tables import LayerProfile, is_finished, read_table
 
 #: Batches are gathered into parts of about this many rows (some 20 MB in memory).
 ROWS_PER_PART = 2**17
@@ -182,11 +180,15 @@ class ProfileWriter:
     def _resume(self, out: Path) -> None:
         """Take up the finished parts; what was begun after them is removed."""
         while (summary := _part(out / LAYERS_FOLDER, self._n_flushes)).exists():
-            known = json.loads((pq.read_schema(summary).metadata or {}).get(_PROGRESS, b"null"))
             tokens = _part(out / TOKENS_FOLDER, self._n_flushes)
-            if known is None or (known["n_rows"] and not tokens.exists()):
+            try:
+                known = json.loads((pq.read_schema(summary).metadata or {})[_PROGRESS])
+                table = read_table(summary, ["sample"], None)
+                whole = not known["n_rows"] or pq.read_metadata(tokens).num_rows == known["n_rows"]
+            except (CapaProbeError, OSError, ValueError, KeyError, pa.ArrowException):
+                break  # damaged: run again from here
+            if not whole:
                 break
-            table = read_table(summary, ["sample"], None)
             self._layer_parts.append(summary)
             self._parts += [tokens] if known["n_rows"] else []
             self._n_rows += known["n_rows"]
@@ -201,6 +203,16 @@ class ProfileWriter:
                 if file not in finished:
                     file.unlink()
         (out / LAYERS_FILE).unlink(missing_ok=True)
+
+
+def kept_samples(path: Path) -> int:
+    """How many samples lie in the finished parts of a profile that was begun."""
+    files = sorted((path / LAYERS_FOLDER).glob("part-*.parquet"))
+    try:
+        metadata = pq.read_schema(files[-1]).metadata if files else {}
+        return int(json.loads(metadata[_PROGRESS])["progress"]["seen"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return 0
 
 
 def _part(folder: Path, number: int) -> Path:

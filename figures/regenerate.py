@@ -13,7 +13,7 @@ import typer
 from capa_probe.cli.one_line import one_line_errors
 from capa_probe.cli.options import check_eta, parse_tau
 from capa_probe.figures import save
-from capa_probe.findings import draw, find, read_thresholds
+from capa_probe.findings import draw, find, read_settings
 from capa_probe.tables import LayerProfile
 
 
@@ -34,10 +34,13 @@ def regenerate(
     """
     with one_line_errors():
         prof = LayerProfile.load(run)
-        run_tau, run_eta = read_thresholds(run)
-        eta = run_eta if eta is None else eta
-        check_eta(eta)
-        findings = find(prof, tau=run_tau if tau is None else parse_tau(tau), eta=eta)
+        settings = read_settings(run)
+        if tau is not None:
+            settings["tau"] = parse_tau(tau)
+        if eta is not None:
+            check_eta(eta)
+            settings["eta"] = eta
+        findings = find(prof, **settings)
         for name, figure in draw(prof, findings).items():
             for file in save(figure, out / f"{name}.png", pdf=pdf):
                 typer.echo(file)

@@ -42,8 +42,11 @@ BYTES = 2
 PEAK_FLOPS, UTILISATION = 312e12, 0.40
 #: Time of a forward with the default probes over one without: benchmarks/probe_overhead.py, on a CPU at width 1024.
 PROBED_OVER_PLAIN = 1.13
-#: Parquet bytes of a token row, and microseconds on one CPU core to make and write it: a profile of the demo model.
-BYTES_PER_ROW, MICROSECONDS_PER_ROW = 29, 3
+#: Parquet bytes of a token row, and microseconds on one CPU core to make and write it: a profile of the demo model with
+#: one question per image. With more, rows of visual tokens before the question come again, and compress away.
+BYTES_PER_ROW, MICROSECONDS_PER_ROW = 45, 3
+#: Parquet bytes of a row of the layers table, likewise.
+BYTES_PER_LAYER_ROW = 180
 #: Largest memory in use at once inside a decoder layer, in numbers per token: this many times d_mlp and d_model ...
 FORWARD_MLP, FORWARD_MODEL = 3, 6
 #: ... and what the default probes add to it, in bytes per token and dimension of the residual stream.
@@ -183,7 +186,7 @@ def prompt_cost(case: Case, n_tokens: int | None = None) -> Cost:
 
 
 def cache_bytes(case: Case) -> int:
-    """Keys and values of one prompt."""
+    """Keys and values of one prompt, which decode steps need and a prefill alone does not keep."""
     shape = Shape.of(case.model.config)
     return kv_cache_values(shape, visual=case.prompt.visual, text=case.prompt.text) * BYTES
 
@@ -206,30 +209,29 @@ def vision_bytes(case: Case) -> int:
 
 def memory_table() -> str:
     lines = [
-        "| model | parameters | weights | prompt | KV cache | forward | probes | together |",
+        "| model | parameters | weights | prompt | forward | probes | together | KV cache, if kept |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in cases():
         text, prompt = case.text, case.prompt
         weights = parameters(case.model) * BYTES
-        cache = cache_bytes(case)
         forward = max(
             forward_bytes(text.hidden_size, text.intermediate_size, prompt.tokens), vision_bytes(case)
         )
         probes = probe_bytes(text.hidden_size, text.num_hidden_layers, prompt.tokens)
-        total = weights + cache + forward + probes
+        total = weights + forward + probes
         lines.append(
             f"| {case.name} | {parameters(case.model):,} | {weights / 1e9:.2f} GB | "
-            f"{prompt.visual:,} visual + {prompt.text} text tokens | {cache / 1e9:.2f} GB | {forward / 1e9:.2f} GB | "
-            f"{probes / 1e9:.2f} GB | **{total / 1e9:.1f} GB** |"
+            f"{prompt.visual:,} visual + {prompt.text} text tokens | {forward / 1e9:.2f} GB | "
+            f"{probes / 1e9:.2f} GB | **{total / 1e9:.1f} GB** | {cache_bytes(case) / 1e9:.2f} GB |"
         )
     return "\n".join(lines)
 
 
 def time_table() -> str:
     lines = [
-        "| model | FLOPs of a prompt | GPU, 1000 prompts | token rows | CPU, tables | disk | disk, `--rows visual` |",
-        "|---|---|---|---|---|---|---|",
+        "| model | FLOPs a prompt | GPU, 1000 prompts | token rows | CPU, tables | disk | `--rows visual` | `none` |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case in cases():
         flops = prompt_cost(case).total
@@ -239,7 +241,8 @@ def time_table() -> str:
         lines.append(
             f"| {case.name} | {flops / 1e12:.1f} T | {seconds / 60:.1f} min | {rows / 1e6:.0f} million | "
             f"{rows * MICROSECONDS_PER_ROW / 1e6 / 60:.1f} min | {rows * BYTES_PER_ROW / 1e9:.1f} GB | "
-            f"{1000 * layers * case.prompt.visual * BYTES_PER_ROW / 1e9:.1f} GB |"
+            f"{1000 * layers * case.prompt.visual * BYTES_PER_ROW / 1e9:.1f} GB | "
+            f"{1000 * layers * 2 * BYTES_PER_LAYER_ROW / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
 

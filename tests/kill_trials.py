@@ -37,7 +37,8 @@ def profile(out: Path, overwrite: bool = False) -> None:
         cp.Sample(f"q{n}", Image.new("RGB", (16, 16), (10 * n, 0, 255 - n)), "what" + " now" * (n % 5))
         for n in range(N_SAMPLES)
     ]
-    samples[7] = cp.Sample("gone", out / "gone.png", "what?")  # left out, before the kill or after it
+    for n in (5, N_SAMPLES - 1):  # left out, before the kill or after it
+        samples[n] = cp.Sample(f"gone{n}", out / f"gone{n}.png", "what?")
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         cp.profile(lvlm, samples, out, steps=1, batch_size=2, rows="all", progress=False, overwrite=overwrite)

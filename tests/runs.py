@@ -41,7 +41,7 @@ def write(
 
 
 def add_examples(
-    path: Path, images: Mapping[str, Image.Image], grid: tuple[int, int] = GRID, **fields: Any
+    path: Path, images: Mapping[str, Image.Image], /, grid: tuple[int, int] = GRID, **fields: Any
 ) -> Path:
     """One example per sample id and image."""
     folder = path / "examples"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from capa_probe.tables import MEASURES, SINK_COLUMNS, TOKEN_SCHEMA, LayerProfile
+from capa_probe.schema import MEASURES, SINK_COLUMNS, TOKEN_SCHEMA
+from capa_probe.tables import LayerProfile
 from capa_probe.writing import ProfileWriter
 
 D_MODEL = 1024

@@ -64,6 +64,19 @@ def model_with(**files: str | None) -> Callable[[Place], dict[str, Any]]:
     return spoil
 
 
+def config_with(**text: Any) -> Callable[[Place], dict[str, Any]]:
+    """A copy of the model whose text config says something else."""
+
+    def spoil(place: Place) -> dict[str, Any]:
+        folder = place.copy("model")
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"] |= text
+        (folder / "config.json").write_text(json.dumps(config))
+        return {"MODEL": folder}
+
+    return spoil
+
+
 def config_of(config: Any) -> Callable[[Place], dict[str, Any]]:
     """A folder with nothing but a config."""
 
@@ -254,6 +267,28 @@ CASES = [
     Case("too large", PROFILE, ("needs", "GB", "billion weights", "free"), config_of(HUGE)),
     Case("no GPU", f"{PROFILE} --device cuda", ("PyTorch sees no GPU",)),
     Case("no such dtype", f"{PROFILE} --dtype float17", ("--dtype", "float17")),
+    Case(
+        "config is a list",
+        PROFILE,
+        ("config.json cannot be read", "no JSON object"),
+        model_with(config__json="[]"),
+    ),
+    Case("odd config", PROFILE, ("model-copy",), config_with(hidden_act="foo")),
+    Case("odd sizes", PROFILE, ("model-copy", "num_hidden_layers=-1"), config_with(num_hidden_layers=-1)),
+    Case(
+        "other sizes",
+        PROFILE,
+        ("of shape", "but its config asks for", "96"),
+        config_with(intermediate_size=96),
+    ),
+    Case("processor is a list", PROFILE, ("could not be loaded",), model_with(processor_config__json="[]")),
+    Case(
+        "broken template",
+        PROFILE,
+        ("chat template",),
+        model_with(chat_template__jinja="{% for %}"),
+        begun=True,
+    ),
     # -- the data
     Case("no such folder", "profile MODEL /no/data --out OUT", ("/no/data does not exist",)),
     Case("empty folder", PROFILE, ("no samples.jsonl, no images",), folder_of()),
@@ -279,6 +314,14 @@ CASES = [
         "answers are numbers", PROFILE, ("line 2", "answers="), lines(json.dumps(GOOD | {"answers": [1.5]}))
     ),
     Case("id is a fraction", PROFILE, ("line 2", "1.5"), lines(json.dumps(GOOD | {"id": 1.5}))),
+    Case(
+        "half a character",
+        PROFILE,
+        ("line 2", "UTF-8"),
+        lines('{"id": "\\ud800", "image": "red.png", "question": "q"}'),
+    ),
+    Case("a huge number", PROFILE, ("line 2", "cannot be read"), lines('{"id": ' + "9" * 5000 + "}")),
+    Case("deep nesting", PROFILE, ("line 2", "cannot be read"), lines("[" * 100_000)),
     Case(
         "duplicate ids", PROFILE, ("line 2", "'first'", "line 1"), lines(json.dumps(GOOD | {"id": "first"}))
     ),
@@ -349,6 +392,8 @@ CASES = [
         begun=True,
     ),
     # -- settings
+    Case("limit without end", f"{PROFILE} --limit 1{'0' * 30}", ("limit=1000",)),
+    Case("batch size without end", f"{PROFILE} --batch-size 1{'0' * 30}", ("batch_size=1000",)),
     Case("limit 0", f"{PROFILE} --limit 0", ("--limit",)),
     Case("steps -1", f"{PROFILE} --steps -1", ("--steps",)),
     Case("batch size 0", f"{PROFILE} --batch-size 0", ("--batch-size",)),
@@ -366,6 +411,12 @@ CASES = [
     # -- the output
     Case("output is a file", "profile MODEL DATA --out DATA/samples.jsonl", ("is a file",)),
     Case("output under a file", "profile MODEL DATA --out DATA/samples.jsonl/run", ("samples.jsonl",)),
+    Case(
+        "output among images",
+        "profile MODEL DATA --out DATA/run --prompt what",
+        ("lies in the data folder",),
+        folder_of("a.png"),
+    ),
     Case("output is no run", "profile MODEL DATA --out DATA", ("is not empty and holds no profile",)),
     Case(
         "other settings",

@@ -95,7 +95,8 @@ class TestProfile:
         for name in findings.FIGURE_NAMES:
             assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert list(out.rglob("*.tmp")) == []
-        assert findings.read_thresholds(out) == (float(TAU), 0.5)
+        asked = findings.read_settings(out)
+        assert (asked["tau"], asked["eta"]) == (float(TAU), 0.5)
 
     def test_prints_one_row_per_layer(self, done: tuple[Path, Result]) -> None:
         out, result = done
@@ -115,7 +116,7 @@ class TestProfile:
     def test_says_where_everything_lies_and_what_was_found(self, done: tuple[Path, Result]) -> None:
         out, result = done
         files = [line.strip() for line in result.stdout.splitlines() if line.startswith("  /")]
-        assert sorted(files) == sorted(str(out / name) for name in findings.FILES)
+        assert sorted(files) == sorted(str(out / name) for name in (*findings.FILES, "report.html"))
         assert "Redundant FFN (visual cosine > 0.5): layer" in result.stdout
         assert "tiny-llava, 3 samples, tau = 3, eta = 0.5" in result.stdout
 
@@ -250,7 +251,8 @@ class TestMistakes:
         assert result.exit_code == 0, result.output
         assert "The profile was there already, and no model ran" in result.stdout
         assert (copy / "manifest.json").read_bytes() == manifest
-        assert findings.read_thresholds(copy) == (5.0, 0.1)
+        asked = findings.read_settings(copy)
+        assert (asked["tau"], asked["eta"]) == (5.0, 0.1)
 
     def test_no_gpu(self, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -271,7 +273,8 @@ class TestMistakes:
         assert result.exit_code == 130
         assert (
             result.stderr
-            == f"interrupted; the profile in {out} is not finished; the same command goes on from here\n"
+            == f"interrupted; the profile in {out} is not finished; 0 samples are kept, and the same command goes on "
+            "from there\n"
         )
         # It does.
         assert invoke("profile", model, data, "--out", out, "--limit", "1").exit_code == 0
@@ -297,6 +300,34 @@ class TestMistakes:
         monkeypatch.setattr(jobs, "profile", broken)
         result = invoke("profile", model, data, "--out", tmp_path / "run")
         assert isinstance(result.exception, ZeroDivisionError)
+
+    def test_examples_are_those_of_the_run(
+        self, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        args = ("profile", model, data, "--out", out)
+        assert invoke(*args).exit_code == 0
+        examples = out / "examples" / "examples.jsonl"
+        examples.write_text(examples.read_text().replace('"generated": "', '"generated": "of the old run '))
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "write_examples", killed)
+            assert invoke(*args, "--overwrite").exit_code == 130
+        assert invoke(*args).exit_code == 0
+        assert "of the old run" not in examples.read_text() + (out / "report.html").read_text()
+        before = examples.stat().st_mtime_ns
+        assert invoke(*args).exit_code == 0
+        assert examples.stat().st_mtime_ns == before
+
+    def test_probes_that_nothing_can_be_analysed_with(self, model: Path, data: Path, tmp_path: Path) -> None:
+        done = invoke("profile", model, data, "--out", tmp_path / "run", "--probes", "attention")
+        assert done.exit_code == 0, done.output
+        assert "Nothing to analyse" in done.stdout
+        assert LayerProfile.load(tmp_path / "run").tokens["attention"].notna().all()
+        assert not (tmp_path / "run" / "report.html").exists()
 
 
 class TestDemo:
@@ -384,14 +415,22 @@ class TestFindings:
     def test_facts_on_disk(self, tmp_path: Path) -> None:
         prof = synthetic.profile(World())
         findings.write(prof, findings.find(prof, tau="relative", eta=0.9), tmp_path)
-        assert findings.read_thresholds(tmp_path) == ("relative", 0.9)
+        asked = {"tau": "relative", "eta": 0.9, "split": "non-sink-median", "quantile": None, "groups": None}
+        assert findings.read_settings(tmp_path) == asked
         facts = json.loads((tmp_path / "findings.json").read_text())
         assert facts["tau"] == pytest.approx(0.3125 * np.sqrt(synthetic.D_MODEL))
         assert any(remark.startswith("No sinks at tau = 10") for remark in facts["remarks"])
-        (tmp_path / "findings.json").write_text("{")
-        with pytest.raises(CapaProbeError, match="cannot be read"):
-            findings.read_thresholds(tmp_path)
-        assert findings.read_thresholds(tmp_path / "missing") == ("auto", 0.96)
+        for damaged in (
+            "{",
+            "[]",
+            '{"tau": 20}',
+            '{"settings": {"tau": 20}}',
+            json.dumps({"settings": asked | {"eta": None}}),
+        ):
+            (tmp_path / "findings.json").write_text(damaged)
+            with pytest.raises(CapaProbeError, match="does not say what the findings were made with"):
+                findings.read_settings(tmp_path)
+        assert findings.read_settings(tmp_path / "missing") == asked | {"tau": "auto", "eta": 0.96}
 
 
 class TestEntryPoint:

@@ -59,7 +59,7 @@ def run(project: Path, *command: str) -> str:
 def test_the_guide_holds_both_examples() -> None:
     assert list(EXAMPLES) == [
         "capa_probe/probes/value_cosine.py",
-        "capa_probe/tables.py: PROBE_COLUMNS",
+        "capa_probe/schema.py: PROBE_COLUMNS",
         "tests/test_value_cosine.py",
         "capa_probe/lvlm/families.py",
         "capa_probe/lvlm/families.py: FAMILIES",
@@ -78,7 +78,7 @@ def test_the_examples_follow_the_style(project: Path) -> None:
         pytest.skip("ruff is not installed beside this Python")
     files = [
         "capa_probe/probes/value_cosine.py",
-        "capa_probe/tables.py",
+        "capa_probe/schema.py",
         "capa_probe/lvlm/families.py",
         "tests",
     ]
@@ -88,9 +88,9 @@ def test_the_examples_follow_the_style(project: Path) -> None:
 
 def test_a_registry_that_disagrees_with_its_probe_is_named(project: Path) -> None:
     """The second place where columns are written must not go its own way unnoticed."""
-    line = EXAMPLES["capa_probe/tables.py: PROBE_COLUMNS"]
+    line = EXAMPLES["capa_probe/schema.py: PROBE_COLUMNS"]
     code = (
-        "import capa_probe.tables as t; t.PROBE_COLUMNS['value_cosine.ValueCosine'] = ('value_cosin',)\n"
+        "import capa_probe.schema as t; t.PROBE_COLUMNS['value_cosine.ValueCosine'] = ('value_cosin',)\n"
         "try:\n    import capa_probe.probes\nexcept ValueError as error:\n    print(error)"
     )
     assert "value_cosine" in line

@@ -10,7 +10,7 @@ import pytest
 
 import capa_probe as cp
 from capa_probe.samples import load_samples
-from capa_probe.tables import GROUP_COLUMNS, STATISTICS, TOKEN_SCHEMA
+from capa_probe.schema import GROUP_COLUMNS, STATISTICS, TOKEN_SCHEMA
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

@@ -123,7 +123,7 @@ class TestContent:
         (example,) = write_examples(lvlm(), [sample], tmp_path)
         assert read_examples(tmp_path) == [example]
         assert (example.id, example.answers) == ("../../a\n", ("\ud800",))
-        assert files(tmp_path) == {"examples/examples.jsonl", "examples/0-0.png"}
+        assert files(tmp_path) == {"examples/examples.jsonl", "examples/run.json", "examples/0-0.png"}
 
 
 class TestSeen:

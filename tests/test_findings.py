@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from capa_probe.analysis import (
     sink_totals,
 )
 from capa_probe.errors import CapaProbeError
-from capa_probe.findings import FIGURES, FILES, Findings, find, remove, write
+from capa_probe.findings import FIGURES, FILES, Findings, find, read_settings, remove, write
 from capa_probe.findings.files import TABLES
+from capa_probe.report.words import verdict
 from tests.synthetic import TAU, Planted, World, profile, profile_of, tokens
 
 SAMPLES = tuple("abcd")
@@ -49,7 +51,7 @@ class TestTables:
             (found.sinks, sinks),
             (found.by_layer, sink_summary(sinks)),
             (found.totals, sink_totals(sinks)),
-            (found.bimodality, sink_bimodality(sinks)),
+            (found.bimodality, sink_bimodality(sinks, groups)),
             (found.stability, role_stability(sinks, groups)),
             (found.dims, dims),
             (found.model_dims, model_sink_dims(dims)),
@@ -106,17 +108,25 @@ class TestRemarks:
         assert not said(find(profile(WORLD, published_sink_dims=[7]), tau=TAU), "published")
 
     def test_on_modes(self) -> None:
-        assert not said(find(profile(WORLD), tau=TAU), "log C")  # two modes, and nothing to warn of
-        table = tokens(WORLD)
+        clear = tuple(Planted(s, 2, p, dim=7, high=p < 4) for s in SAMPLES for p in range(1, 7))
+        world = replace(WORLD, sinks=clear, side=8)
+        found = find(profile(world), tau=TAU)
+        assert found.sinks is not None
+        assert len(found.sinks) == 24
+        assert not said(found, "log C")  # two modes, and nothing to warn of
+        table = tokens(world)
         table["contribution"] = np.random.default_rng(0).lognormal(size=len(table))
-        found = find(profile_of(table, WORLD), tau=TAU)
+        found = find(profile_of(table, world), tau=TAU)
         assert found.bimodality is not None
-        verdict = found.bimodality["verdict"].iloc[-1]
-        assert verdict in ("unclear", "unimodal")
+        shape = found.bimodality["verdict"].iloc[-1]
+        assert shape in ("unclear", "unimodal")
         (sentence,) = said(found, "not clearly bimodal")
-        assert f"({verdict}: dip test p = 0." in sentence
+        assert f"({shape}: {found.bimodality['n_tokens'].iloc[-1]} tokens, dip test p = " in sentence
         few = World(sinks=SINKS[:3])
-        assert said(find(profile(few), tau=TAU), "3 sinks are too few to tell whether log C has two modes")
+        assert said(
+            find(profile(few), tau=TAU),
+            "Too few different tokens are sinks (3) to tell whether log C has two modes",
+        )
 
     def test_on_stability(self) -> None:
         found = find(profile(WORLD), tau=TAU, groups=dict.fromkeys(SAMPLES, "one image"))
@@ -138,6 +148,20 @@ class TestRemarks:
         )
         assert not said(find(profile(WORLD), tau=TAU), "on average")
         assert not said(find(profile(WORLD, rows="none"), tau=TAU), "on average")
+
+    def test_without_text_tokens_nothing_is_said_of_text(self) -> None:
+        table = tokens(WORLD)
+        found = find(profile_of(table[table["kind"] == "visual"], WORLD), tau=TAU)
+        assert said(found, "text") == [
+            "Whether layers are redundant for visual tokens only is not known: there are no text tokens."
+        ]
+        assert verdict(found)[1].endswith("; of text tokens nothing is known.")
+
+    def test_intervals_need_two_samples_with_visual_tokens(self) -> None:
+        table = tokens(WORLD)
+        found = find(profile_of(table[(table["kind"] == "text") | (table["sample"] == "a")], WORLD), tau=TAU)
+        assert said(found, "no intervals") == ["A single sample with visual tokens gives no intervals."]
+        assert not said(find(profile(WORLD), tau=TAU), "no intervals")
 
     def test_on_the_paper(self) -> None:
         sizes: dict[str, Any] = {"family": "internvl", "n_layers": 28, "d_model": 3584}
@@ -179,7 +203,7 @@ class TestFiles:
         facts = self.read(tmp_path)
         assert [row["dim"] for row in facts["model_sink_dims"]] == [7, 8, 900]
         assert facts["model_sink_dims"][2]["largest"] is None
-        assert facts["split"] == "non-sink-median"
+        assert facts["settings"]["split"] == "non-sink-median"
         assert facts["agreement"] is None
 
     def test_of_a_profile_without_sinks(self, tmp_path: Path) -> None:
@@ -195,6 +219,31 @@ class TestFiles:
         assert [remark[:20] for remark in found.remarks] == ["No sinks at tau = 10"]
         assert pd.read_csv(tmp_path / "sink_dims.csv").columns.tolist() == list(found.dims)  # type: ignore[arg-type]
         assert self.read(tmp_path)["model_sink_dims"] == []
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {},
+            {"tau": "auto", "eta": 0.9},
+            {"tau": "relative", "split": "otsu"},
+            {"tau": TAU, "split": "quantile", "quantile": 0.9},
+            {"tau": TAU, "groups": {"a": ("one", "image"), "b": ("one", "image"), "c": None}},
+        ],
+    )
+    def test_say_how_to_find_them_again(
+        self, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tests.synthetic.D_MODEL", 400)  # too narrow for the paper's 20
+        world = replace(WORLD, sinks=tuple(replace(sink, phi=15.0) for sink in SINKS))
+        prof = profile(world)
+        found = find(prof, **asked)
+        write(prof, found, tmp_path)
+        settings = read_settings(tmp_path)
+        assert settings["tau"] == asked.get("tau", "auto")
+        again = find(prof, **settings)
+        assert (again.remarks, again.tau, again.eta) == (found.remarks, found.tau, found.eta)
+        for name in TABLES:
+            pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
 
     def test_agreement_is_written(self, tmp_path: Path) -> None:
         world = World(("a", "b"), 28, 2, cosines=dict.fromkeys(range(28), (0.5, 0.5)))

@@ -92,9 +92,7 @@ def test_auto_dtype_is_the_checkpoint_s(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_or_empty(tmp_path: Path) -> None:
     for path in (str(tmp_path / "nowhere"), "./nowhere", "../nowhere/model", "runs/today/model"):
-        refused(
-            path, "model folder .* does not exist; give an existing one or a name on the Hugging Face hub"
-        )
+        refused(path, "model folder .* does not exist; give an existing one or a name on the hub")
     refused(tmp_path, r"holds no config\.json; give the folder of a Hugging Face checkpoint")
 
 
@@ -173,7 +171,7 @@ def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
         (overwrite("model.safetensors", b"\x08" + bytes(7) + b"no json!"), "could not be loaded: .*header"),
         (remove("processor_config.json"), "could not be loaded: .*processor"),
         (remove("tokenizer.json", "tokenizer_config.json"), "could not be loaded: .*tokenizer"),
-        (overwrite("config.json", b"{"), "config of .* cannot be read: .*JSON"),
+        (overwrite("config.json", b"{"), "config .*json cannot be read: .*line 1"),
         (overwrite("config.json", b'{"hidden_size": 4}'), "model_type"),
         (overwrite("config.json", b'{"model_type": "martian"}'), "martian"),
     ],

@@ -31,6 +31,7 @@ LAYERS = (
     "flops",
     "files",
     "samples",
+    "schema",
     "tables",
     "layer_table",
     "run_folder",

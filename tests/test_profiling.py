@@ -20,7 +20,8 @@ from PIL import Image
 
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import MEASURES, is_finished, is_unfinished
+from capa_probe.schema import MEASURES
+from capa_probe.tables import is_finished, is_unfinished
 from tests import processors, tiny
 
 FAMILIES = pytest.mark.parametrize("family", tiny.FAMILY_NAMES)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import capa_probe
-from capa_probe.tables import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, STATISTICS, TOKEN_SCHEMA
+from capa_probe.schema import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, STATISTICS, TOKEN_SCHEMA
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from capa_probe.analysis import layer_ranges, redundancy, redundant_layers, spread
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import LAYER_SCHEMA, LayerProfile
+from capa_probe.schema import LAYER_SCHEMA
+from capa_probe.tables import LayerProfile
 from capa_probe.writing import ProfileWriter
 from tests.synthetic import World, facts, profile, profile_of, tokens
 

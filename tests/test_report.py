@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 from capa_probe import findings
 from capa_probe.cli import app
 from capa_probe.errors import CapaProbeError
+from capa_probe.probes import choose_probes
 from capa_probe.report import settings, words, write_report
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
@@ -173,7 +177,33 @@ class TestContent:
         ):
             assert pair in page.text
         assert f"capa-probe report {run}" in page.text
-        assert f"capa-probe profile made-up DATA --out {run} --tau 10.0 --eta 0.97" in page.text
+        assert "with the options that they were read with, if any: --prompt, --split, --config" in page.text
+        assert (
+            f"capa-probe profile made-up DATA --out {run} --dtype bfloat16 --tau 10.0 --eta 0.97" in page.text
+        )
+
+
+@pytest.mark.parametrize(
+    "asked", [{"split": "otsu"}, {"split": "quantile", "quantile": 0.9}, {"split": "non-sink-median"}]
+)
+def test_agrees_with_the_findings_beside_it(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.synthetic.D_MODEL", 400)  # too narrow for the paper's 20
+    world = replace(runs.WORLD, sinks=tuple(replace(sink, phi=15.0) for sink in runs.SINKS))
+    path = runs.write(tmp_path / "run", runs.tokens(world), world)
+    prof = LayerProfile.load(path)
+    found = findings.find(prof, **asked)
+    findings.write(prof, found, path)
+    page = read(write_report(path))
+    assert found.totals is not None
+    counts = found.totals.set_index("role")["n_sinks"]
+    assert f"of the sinks: {counts['dump']}, and {counts['anchor']} anchors" in page.text
+    facts = json.loads((path / "findings.json").read_text(encoding="utf-8"))
+    assert any("the paper's 20 needs a wider residual stream" in remark for remark in facts["remarks"])
+    for remark in facts["remarks"]:
+        assert " ".join(remark.split()) in page.text
+    assert "--tau" not in page.text
 
 
 class TestOneFile:
@@ -253,6 +283,31 @@ class TestOneFile:
         assert len([tag for tag, a in read(file).elements if a.get("class") == "heat"]) >= 32
         assert file.stat().st_size < 8_000_000
 
+    def test_stays_small_with_many_images_per_sample(self, tmp_path: Path) -> None:
+        """Twelve photographs in each of the four examples that are shown by default."""
+        world = World(samples=tuple("abcd"), side=24, n_text=3, sinks=runs.SINKS)
+        one = synthetic.tokens(world)
+        visual = one[one["kind"] == "visual"]
+        more = [visual.assign(image=i, position=visual["position"] + 1000 * i) for i in range(1, 12)]
+        path = runs.write(tmp_path / "run", pd.concat([one, *more]), world)
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        photo = Image.fromarray(noise).resize((512, 512))
+        runs.add_examples(
+            path,
+            dict.fromkeys("abcd", photo),
+            images=[{"file": "0-0.png", "grid": [24, 24], "tile_grid": [1, 1]}] * 12,
+        )
+        file = write_report(path)
+        page = read(file)
+        assert file.stat().st_size < 8_000_000
+        shown = [tag for tag, _ in page.elements].count("img")
+        left_out = [
+            int(n) for n in re.findall(r"(\d+) more images? of this sample (?:is|are) left out", page.text)
+        ]
+        assert len(left_out) == 4
+        assert shown >= 8
+        assert shown + sum(left_out) == 4 * 12
+
 
 class TestMissingParts:
     def test_no_sinks(self, tmp_path: Path) -> None:
@@ -269,6 +324,7 @@ class TestMissingParts:
         page = read(write_report(path))
         assert 'Sinks were not looked for: rows="none" kept no token rows.' in page.text
         assert 'Nothing is drawn over the images: rows="none"' in page.text
+        assert "Drawn over each image" not in page.text
         assert len(page.attributes("src")) == 1
         assert "redundant FFN 2 of 5" in page.text
 
@@ -318,6 +374,7 @@ class TestMissingParts:
         assert len(drawn) == figures
         if "attention" not in probes:
             assert "Neither attention nor contribution was measured" in page.text
+        assert ("Drawn over each image" in page.text) == ("attention" in probes)
 
     def test_threshold_that_the_width_has_no_room_for(self, tmp_path: Path) -> None:
         table = runs.tokens()
@@ -332,6 +389,24 @@ class TestMissingParts:
         text = read(write_report(path)).text
         assert "The image that is kept and the visual tokens of this sample do not match." in text
         assert "It is not known where in the image its visual tokens lie." in text
+
+    def test_images_without_a_grid_are_shown_as_they_are(self, tmp_path: Path) -> None:
+        images = [{"file": "0-0.png", "grid": None, "tile_grid": None}]
+        path = runs.write(tmp_path / "run")
+        page = read(write_report(runs.add_examples(path, {"a": runs.picture()}, images=images)))
+        assert [tag for tag, _ in page.elements].count("img") == 1
+        assert "It is not known where in the image its visual tokens lie." in page.text
+        assert "Drawn over each image" not in page.text
+
+    def test_dimensions_that_there_is_no_room_for(self, tmp_path: Path) -> None:
+        """14 massive dimensions, and two published ones that are none."""
+        found = [synthetic.Planted("a", 2, 2 + i, 20 + i, high=bool(i % 2)) for i in range(14)]
+        world = World(sinks=tuple(found), cosines=runs.COSINES)
+        path = runs.write(tmp_path / "run", runs.tokens(world), world, published_sink_dims=[90, 91])
+        prof = LayerProfile.load(path)
+        findings.write(prof, findings.find(prof, tau=synthetic.TAU), path)
+        text = read(write_report(path)).text
+        assert "2 more exceed τ less often. 2 more are published, and found in no layer here." in text
 
     def test_damaged_examples(self, tmp_path: Path) -> None:
         path = runs.add_examples(runs.write(tmp_path / "run"), {"a": runs.picture()})
@@ -436,6 +511,11 @@ class TestWords:
             (0.0456, "4.6 %"),
             (0.44, "44 %"),
             (1, "100 %"),
+            (0.994, "99 %"),
+            (0.997, ">99 %"),
+            (1 - 1e-9, ">99 %"),
+            (0.0001, "0.01 %"),
+            (1e-7, "<0.01 %"),
             (float("nan"), "–"),
         ],
     )
@@ -454,3 +534,17 @@ class TestWords:
         first, second = settings.commands(Path("a run"), manifest, "auto", 0.96)
         assert first == "capa-probe profile 'my model' DATA --out 'a run' --limit 5 --steps 2"
         assert second == "capa-probe report 'a run'"
+
+    def test_commands_say_what_the_run_was_made_with(self) -> None:
+        default = [probe.name for probe in choose_probes("default")]
+        every = [probe.name for probe in choose_probes("all")]
+        for probes, said in (
+            (default, ""),
+            (every, " --probes all"),
+            (["attention", "residual"], " --probes attention,residual"),
+        ):
+            manifest = {"model": "m", "dtype": "float16", "settings": {"probes": probes}}
+            first, _ = settings.commands(Path("run"), manifest, "relative", 0.9)
+            assert (
+                first == f"capa-probe profile m DATA --out run --dtype float16{said} --tau relative --eta 0.9"
+            )

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from capa_probe.errors import CapaProbeError
 from capa_probe.examples import ExampleImage
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.report import overlay
@@ -75,7 +74,7 @@ class TestPlace:
         ]
         for bright, (tile, row, col) in enumerate(places):
             attention = [float(number == bright) for number in range(len(places))]
-            (view,) = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])
+            (view,), _ = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])
             shown = looks(view, view.rows[0].panels[0])
             # Tiles lie in reading order, each with its own grid.
             top = (tile // tiles[1] * grid[0] + row) * cell_h
@@ -89,7 +88,7 @@ class TestPlace:
         image = kept(tmp_path, runs.picture(80, 40), (2, 2), (1, 2))
         places = [(tile, row, col) for tile in (0, 1, -1) for row in (0, 1) for col in (0, 1)]
         attention = [0, 0, 0, 0, 0, 0, 0, 0.5, 0, 0.25, 0, 0]
-        tiles, thumbnail = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])
+        (tiles, thumbnail), _ = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])
         assert (tiles.label, thumbnail.label) == ("1 × 2 tiles", "thumbnail")
         assert (tiles.grid, thumbnail.grid) == ((2, 4), (2, 2))
         assert (tiles.rows[0].panels[0].largest, thumbnail.rows[0].panels[0].largest) == (0.5, 0.25)
@@ -127,7 +126,7 @@ class TestPlace:
             image = kept(tmp_path, seen, span.grid, span.tile_grid)
             places = list(zip(*(index.tolist() for index in (span.tile, span.row, span.col)), strict=True))
             attention = (per_token > 0.2).double().tolist()
-            view = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])[0]
+            view = overlay.views([image], tmp_path, token_rows(places, attention), None, [0])[0][0]
             bright = looks(view, view.rows[0].panels[0]) > 150
             expected = np.zeros(bright.shape, bool)
             expected[row * side : (row + 1) * side, col * side : (col + 1) * side] = True
@@ -143,7 +142,7 @@ class TestPlace:
         family = HookedLVLM(tiny.shared("llava"), processor).family
         image = kept(tmp_path, family.seen(processor, wide), (4, 4))
         places = [(0, row, col) for row in range(4) for col in range(4)]
-        (view,) = overlay.views(
+        (view,), _ = overlay.views(
             [image], tmp_path, token_rows(places, [float(p == (0, 1, 1)) for p in places]), None, [0]
         )
         with decode(view.image) as picture:
@@ -159,7 +158,7 @@ class TestSinks:
         sinks = pd.DataFrame(
             {"layer": [2, 2, 3], "position": [1, 7, 4], "role": ["dump", "anchor", "undetermined"]}
         )
-        (view,) = overlay.views([image], tmp_path, tokens, sinks, [2, 3])
+        (view,), _ = overlay.views([image], tmp_path, tokens, sinks, [2, 3])
         first, second = (row.marks for row in view.rows)
         assert [(m.x, m.y, m.width, m.height, m.role) for m in first] == [
             (0, 0, 20, 10, "dump"),
@@ -213,26 +212,64 @@ class TestLayers:
         assert overlay.spread(n, most) == expected
 
 
-class TestErrors:
+class TestImagesThatCannotBeDrawnOver:
+    def shown(
+        self, *images: ExampleImage, tokens: pd.DataFrame | None, folder: Path
+    ) -> tuple[list[bool], list[str]]:
+        views, missing = overlay.views(images, folder, tokens, None, [0])
+        for view in views:
+            with decode(view.image) as picture:
+                assert picture.size == (view.width, view.height) == runs.picture().size
+        return [bool(view.rows) for view in views], missing
+
     def test_tokens_that_do_not_lie_on_the_grid(self, tmp_path: Path) -> None:
         image = kept(tmp_path, runs.picture(), (2, 2))
         for place in [(0, 2, 0), (0, 0, 2), (1, 0, 0)]:
-            with pytest.raises(CapaProbeError, match="do not match"):
-                overlay.views([image], tmp_path, token_rows([place], [1.0]), None, [0])
+            drawn, (why,) = self.shown(image, tokens=token_rows([place], [1.0]), folder=tmp_path)
+            assert drawn == [False]
+            assert "do not match" in why
 
     def test_unknown_places(self, tmp_path: Path) -> None:
         image = kept(tmp_path, runs.picture(), (2, 2))
-        with pytest.raises(CapaProbeError, match="not known where"):
-            overlay.views([image], tmp_path, token_rows([(-1, -1, -1)], [1.0]), None, [0])
         nowhere = ExampleImage(image.file, None, None)
-        with pytest.raises(CapaProbeError, match="not known where"):
-            overlay.views([nowhere], tmp_path, token_rows([(0, 0, 0)], [1.0]), None, [0])
+        for given, place in ((image, (-1, -1, -1)), (nowhere, (0, 0, 0))):
+            drawn, (why,) = self.shown(given, tokens=token_rows([place], [1.0]), folder=tmp_path)
+            assert drawn == [False]
+            assert "not known where" in why
+
+    def test_the_other_images_of_the_sample_are_drawn_over(self, tmp_path: Path) -> None:
+        image = kept(tmp_path, runs.picture(), (1, 1))
+        images = [
+            image,
+            ExampleImage(image.file, None, None),
+            ExampleImage("gone.png", (1, 1), (1, 1)),
+            image,
+        ]
+        tokens = pd.concat([token_rows([(0, 0, 0)], [1.0]).assign(image=index) for index in range(4)])
+        drawn, missing = self.shown(*images, tokens=tokens, folder=tmp_path)
+        assert drawn == [True, False, True]
+        assert missing == [
+            "Image 2 of 4: It is not known where in the image its visual tokens lie.",
+            "Image 3 of 4: The image gone.png of the example is missing or cannot be read.",
+        ]
 
     @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\nhalf"])
     def test_images_that_do_not_open(self, content: bytes | None, tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / "0-0.png").write_bytes(content)
-        with pytest.raises(CapaProbeError, match=r"0-0\.png of the example is missing or cannot be read"):
-            overlay.views(
-                [ExampleImage("0-0.png", (1, 1), (1, 1))], tmp_path, token_rows([(0, 0, 0)], [1.0]), None, [0]
-            )
+        image = ExampleImage("0-0.png", (1, 1), (1, 1))
+        for tokens in (None, token_rows([(0, 0, 0)], [1.0])):
+            drawn, (why,) = self.shown(image, tokens=tokens, folder=tmp_path)
+            assert drawn == []
+            assert "0-0.png of the example is missing or cannot be read" in why
+
+
+class TestBudget:
+    def test_images_beyond_it_are_counted_and_the_first_is_always_shown(self, tmp_path: Path) -> None:
+        image = kept(tmp_path, runs.picture(), (1, 1))
+        tokens = pd.concat([token_rows([(0, 0, 0)], [1.0]).assign(image=index) for index in range(4)])
+        one = overlay.views([image], tmp_path, tokens, None, [0])[0][0].n_bytes
+        for room, n, said in ((0.5, 1, "3 more images"), (3, 3, "1 more image"), (4, 4, "")):
+            views, missing = overlay.views([image] * 4, tmp_path, tokens, None, [0], budget=int(room * one))
+            assert len(views) == n
+            assert [why.split(" of this")[0] for why in missing] == ([said] if said else [])

@@ -95,6 +95,13 @@ class TestKilled:
         same(resumed, run(lvlm, samples()))
         same(cp.LayerProfile.load(out), resumed)
 
+    def test_how_much_is_kept_can_be_told(self, lvlm: cp.HookedLVLM, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        parts = stopped(lvlm, out)
+        n = len({sample for part in parts for sample in pd.read_parquet(part)["sample"]})
+        assert 0 < writing.kept_samples(out) == n < 5
+        assert writing.kept_samples(tmp_path) == 0
+
     def test_prepared_tensors(self, lvlm: cp.HookedLVLM, tmp_path: Path) -> None:
         batches = [tiny.inputs("llava", seed=seed) for seed in range(4)]
 
@@ -195,7 +202,7 @@ class TestOtherSettings:
             other.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.001)
         with pytest.raises(OtherRunError, match="weights_hash"):
             run(cp.HookedLVLM(other, processors.shared("llava")), samples(), out)
-        with pytest.raises(OtherRunError, match="dtype|weights_hash"):
+        with pytest.raises(OtherRunError, match='dtype = "float32", but now it is "bfloat16"'):
             run(
                 cp.HookedLVLM(tiny.build("llava").to(torch.bfloat16), processors.shared("llava")),
                 samples(),
@@ -218,6 +225,31 @@ class TestOtherSettings:
         file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 99}))
         with pytest.raises(CapaProbeError, match="newer capa_probe"):
             run(lvlm, samples(), tmp_path / "run")
+
+    def test_one_model_however_its_folder_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = processors.save("llava", tmp_path / "model")
+        (tmp_path / "link").symlink_to(folder)
+        monkeypatch.chdir(tmp_path)
+        names = {
+            cp.profile(cp.HookedLVLM.from_pretrained(name), samples(1), progress=False).manifest["model"]
+            for name in ("model", f"{folder}/", tmp_path / "link")
+        }
+        assert names == {str(folder)}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("folder", ["layers", "tokens"])
+    @pytest.mark.parametrize("size", [0, 500])
+    def test_a_damaged_part_is_run_again(
+        self, lvlm: cp.HookedLVLM, folder: str, size: int, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "run"
+        stopped(lvlm, out, 7)
+        part = out / folder / "part-00001.parquet"
+        part.write_bytes(part.read_bytes()[:size])
+        same(run(lvlm, samples(), out), run(lvlm, samples()))
 
 
 class TestLock:
@@ -296,6 +328,23 @@ class TestBadImages:
         with pytest.warns(UserWarning, match="3 of 8 samples are left out"):
             found = run(lvlm, data[1:], tmp_path / "run")
         assert found.manifest["n_samples"] == 5
+
+    def test_strict_does_not_accept_what_was_left_out(
+        self, lvlm: cp.HookedLVLM, data: list[cp.Sample], tmp_path: Path
+    ) -> None:
+        with pytest.warns(UserWarning, match="left out"):
+            run(lvlm, data, tmp_path / "run")
+        with pytest.raises(CapaProbeError, match="The run so far left out 4 samples.*empty.png"):
+            run(lvlm, data, tmp_path / "run", strict=True)
+
+        def interrupted() -> Iterator[cp.Sample]:
+            yield from data
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(lvlm, interrupted(), tmp_path / "other")
+        with pytest.raises(CapaProbeError, match="The run so far left out"):
+            run(lvlm, data, tmp_path / "other", strict=True)
 
     def test_none_is_left(self, lvlm: cp.HookedLVLM, data: list[cp.Sample], tmp_path: Path) -> None:
         with pytest.raises(

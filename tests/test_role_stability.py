@@ -181,6 +181,17 @@ class TestPrompts:
         assert row(table, "prompts").same == pytest.approx((2 * 1 / 3 + 2) / 4)
         assert row(table, "prompts").constant == 0.5
 
+    @pytest.mark.parametrize("k", [3, 4])
+    def test_chance_of_constancy_over_many_prompts(self, k: int) -> None:
+        """One place of five is an anchor in every sample, the others dumps: p is 0.2."""
+        samples = "abcd"[:k]
+        roles = {(s, 2, p): "anchor" if p == 1 else "dump" for s in samples for p in range(1, 6)}
+        whole = row(role_stability(sinks_with(roles), dict.fromkeys(samples, "same")), "prompts")
+        assert whole.n_pairs == 5 * k * (k - 1) / 2
+        assert whole.constant == 1
+        assert whole.constant_expected == pytest.approx({3: 0.008 + 0.512, 4: 0.0016 + 0.4096}[k])
+        assert whole.same_expected == pytest.approx(0.04 + 0.64)
+
     def test_without_groups_nothing_is_known(self) -> None:
         for groups in (None, {}, {"a": 1, "b": 2}, {"z": 1}, dict.fromkeys("abc")):
             table = role_stability(sinks_with(ROLES), groups)

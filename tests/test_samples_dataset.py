@@ -112,6 +112,18 @@ class TestForms:
         with pytest.raises(CapaProbeError, match="split='test' was given for .*: train, validation"):
             load_samples(tmp_path, split="test", **VQA)
 
+    def test_stored_paths_relative_to_the_table(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "0.png").write_bytes(png(0))
+        monkeypatch.chdir(tmp_path)  # only to write the table
+        paths = datasets.Dataset.from_dict({"image": ["images/0.png"], "question": ["a"]})
+        paths.cast_column("image", datasets.Image()).to_parquet(tmp_path / "rows.parquet")
+        monkeypatch.chdir("/")
+        (sample,) = load_samples(tmp_path / "rows.parquet")
+        assert sample.open_images()[0].getpixel((0, 0)) == (0, 0, 0)
+
     def test_a_folder_named_as_a_builder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "csv").mkdir()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from capa_probe.analysis import classify_sinks, otsu_threshold, sink_bimodality
-from capa_probe.analysis.bimodality import ashman_d
+from capa_probe.analysis.bimodality import ONE_GAUSSIAN, ashman_d, needed_d
 from capa_probe.errors import CapaProbeError
 from tests.synthetic import TAU, Planted, World, profile, profile_of, tokens
 
@@ -109,6 +109,7 @@ def sinks_with(
     found = one_sink()
     table = found.iloc[np.zeros(len(logs), int)].reset_index(drop=True)
     table["layer"] = np.int32(layer)
+    table["position"], table["col"] = (np.arange(len(logs), dtype=np.int32) for _ in range(2))
     table["contribution"] = np.exp(logs)
     table["others_contribution"] = others
     table.attrs = found.attrs | {"n_sinks": [len(logs) * (at == layer) for at in range(5)]}
@@ -136,7 +137,7 @@ class TestTable:
         assert row["n"] == len(logs)
         assert row["n_left_out"] == 0
         if verdict == "too few":
-            assert table[["dip", "dip_p", "ashman_d"]].isna().all(axis=None)
+            assert table[["dip", "dip_p", "ashman_d", "ashman_d_needed"]].isna().all(axis=None)
         else:
             dip, p = diptest(logs)
             assert (row["dip"], row["dip_p"]) == pytest.approx((dip, p))
@@ -155,6 +156,7 @@ class TestTable:
         """One mode in each of two layers of different scale: log C of both together has two, relative to others one."""
         logs = mixture(0, 400)
         low, high = sinks_with(logs, others=1.0), sinks_with(logs + 12, others=np.exp(12.0), layer=3)
+        high["col"] += 400  # other tokens
         both = pd.concat([low, high], ignore_index=True)
         both.attrs = low.attrs | {"n_sinks": [0, 0, 400, 400, 0]}
         assert diptest(np.log(both["contribution"].to_numpy()))[1] < 0.001
@@ -197,6 +199,50 @@ class TestTable:
         table["contribution"] = np.random.default_rng(1).lognormal(size=len(table))
         found = sink_bimodality(classify_sinks(profile_of(table, world), tau=TAU)).set_index("layer")
         assert found["verdict"][3] in ("unimodal", "unclear")
+
+    def test_repeats_of_a_token_count_once(self) -> None:
+        """One mode of 40 tokens, each a sink in 26 layers: every repeat taken for itself has modes of its own."""
+        rng = np.random.default_rng(0)
+        effect, n_layers = np.sort(rng.normal(size=40)), 28
+        parts = [sinks_with(effect + rng.normal(size=40) * 0.05, layer=at) for at in range(2, n_layers)]
+        table = pd.concat(parts, ignore_index=True)
+        counts = [0, 0] + [40] * 26
+        nothing = [None] * n_layers
+        table.attrs = parts[0].attrs | {
+            "n_visual": [99] * n_layers,
+            "n_sinks": counts,
+            "attention_share": nothing,
+        }
+        assert diptest(np.log(table["contribution"].to_numpy()))[1] < 0.01
+        whole = sink_bimodality(table).iloc[-1]
+        assert (whole["n"], whole["n_tokens"]) == (40 * 26, 40)
+        middle = [np.median([np.log(part["contribution"][i]) for part in parts]) for i in range(40)]
+        assert whole["dip_p"] == pytest.approx(diptest(np.array(middle))[1])
+        assert whole["verdict"] != "bimodal"
+
+    def test_questions_about_one_image_count_once(self) -> None:
+        one = sinks_with(mixture(6, 12))
+        samples = list("abcde")
+        table = pd.concat([one.assign(sample=s) for s in samples], ignore_index=True)
+        table["sample"] = table["sample"].astype(one["sample"].dtype)
+        table["position"] += 3 * table["sample"].map(samples.index)  # the question may come first
+        table.attrs = one.attrs | {"n_sinks": [0, 0, 60, 0, 0]}
+        for groups, n, verdict in ((None, 60, "bimodal"), (dict.fromkeys(samples, "cat"), 12, "too few")):
+            found = sink_bimodality(table, groups)
+            assert found["n"].tolist() == [60, 0, 0, 60]
+            assert found["n_tokens"].tolist() == [n, 0, 0, n]
+            assert found["verdict"].iloc[-1] == verdict
+        with pytest.raises(CapaProbeError, match="give a mapping of sample ids"):
+            sink_bimodality(table, ["a"])  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("n", [20, 50, 100])
+    def test_one_gaussian_seldom_has_the_d_that_is_needed(self, n: int) -> None:
+        rng = np.random.default_rng(1)
+        found = np.array([ashman_d(rng.normal(size=n)) for _ in range(100)])
+        assert (found > needed_d(n)).mean() <= 0.1
+        assert (found > 2).mean() > 0.3
+        assert needed_d(n) == ONE_GAUSSIAN[n]
+        assert (needed_d(10**6), needed_d(800)) == (2, 2)
 
     def test_without_sinks(self) -> None:
         found, some = (

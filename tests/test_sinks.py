@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import capa_probe as cp
 from capa_probe.analysis import classify_sinks, measure_sink_dims, sink_summary, sink_totals, sinks
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import SINK_COLUMNS, LayerProfile
+from capa_probe.schema import SINK_COLUMNS
+from capa_probe.tables import LayerProfile
 from tests import tiny
 from tests.synthetic import TAU, Planted, World, profile, profile_of, tokens
 

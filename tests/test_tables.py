@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 from capa_probe.errors import CapaProbeError
 from capa_probe.layer_table import summarise_layers
 from capa_probe.run_folder import check_output, remove_profile
-from capa_probe.tables import (
-    GROUP_COLUMNS,
-    LAYER_SCHEMA,
-    MEASURES,
-    TOKEN_SCHEMA,
-    LayerProfile,
-)
+from capa_probe.schema import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, TOKEN_SCHEMA
+from capa_probe.tables import LayerProfile
 from capa_probe.writing import ProfileWriter
 from tests.synthetic import World, facts, profile, tokens
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from capa_probe.analysis.reading import fact, strengths_and_dims, visual_counts, visual_tokens
 from capa_probe.analysis.redundancy import layer_ranges
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import SINK_COLUMNS, LayerProfile
+from capa_probe.schema import SINK_COLUMNS
+from capa_probe.tables import LayerProfile
 
 #: A dimension that exceeds tau on a larger share of a layer's visual tokens is an offset, not a sink dimension.
 MAX_SHARE = 0.25

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.measures import resolve_tau
-from capa_probe.tables import SINK_COLUMNS, LayerProfile
+from capa_probe.schema import SINK_COLUMNS
+from capa_probe.tables import LayerProfile
 
 #: Sinks are looked for from this layer on, as in the paper.
 FIRST_LAYER = 2

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from capa_probe.analysis.spread import token_spread
 from capa_probe.errors import CapaProbeError
-from capa_probe.tables import QUANTILES, LayerProfile
+from capa_probe.schema import QUANTILES
+from capa_probe.tables import LayerProfile
 
 #: The paper's threshold on the mean FFN cosine of visual tokens (CAPA).
 ETA = 0.96

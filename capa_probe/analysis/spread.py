@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from capa_probe.tables import QUANTILES, LayerProfile
+from capa_probe.schema import QUANTILES
+from capa_probe.tables import LayerProfile
 
 #: Cosines held at once (4 bytes each).
 _VALUES_AT_ONCE = 2**25

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from capa_probe.analysis.images import PLACE, check_groups
 from capa_probe.analysis.summary import check_whole
-from capa_probe.errors import CapaProbeError
 
 #: ``layer`` of the row for all layers together.
 ALL_LAYERS = -1
@@ -53,16 +53,10 @@ def role_stability(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None = 
             is no mapping to keys.
     """
     n_layers = len(check_whole(sinks, "role_stability"))
-    if groups is not None and not (
-        isinstance(groups, Mapping) and all(isinstance(key, Hashable) for key in groups.values())
-    ):
-        raise CapaProbeError(
-            f"groups={type(groups).__name__} was given; give a mapping of sample ids to keys of their images, such as "
-            '{"a": "kitchen.jpg", "b": "kitchen.jpg"}.'
-        )
+    keys = check_groups(groups)
     known = sinks[sinks["role"] != "undetermined"]
     known = known.assign(anchor=(known["role"] == "anchor").astype(np.int64))
-    rows = [*_over_layers(known, n_layers), *_over_prompts(known, n_layers, groups or {})]
+    rows = [*_over_layers(known, n_layers), *_over_prompts(known, n_layers, keys)]
     return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
@@ -90,15 +84,14 @@ def _over_layers(known: pd.DataFrame, n_layers: int) -> list[dict[str, object]]:
 
 
 def _over_prompts(
-    known: pd.DataFrame, n_layers: int, groups: Mapping[str, Hashable]
+    known: pd.DataFrame, n_layers: int, keys: Mapping[str, Hashable]
 ) -> list[dict[str, object]]:
-    keys = {sample: key for sample, key in groups.items() if key is not None}
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
     number = known["sample"].map({sample: numbers[key] for sample, key in keys.items()})
     shown = known[number.notna()].assign(group=number[number.notna()].astype(np.int64))
     # A token without a place in a grid is known by its position alone.
     shown["nowhere"] = shown["position"].where(shown["row"] < 0, -1)
-    places = shown.groupby(["layer", "group", "image", "tile", "row", "col", "nowhere"], as_index=False)
+    places = shown.groupby(["layer", "group", *PLACE, "nowhere"], as_index=False)
     tokens = places.agg(k=("anchor", "size"), anchors=("anchor", "sum"))
     tokens = tokens[tokens["k"] >= 2]
     layer, k, a = (tokens[name].to_numpy(np.int64) for name in ("layer", "k", "anchors"))

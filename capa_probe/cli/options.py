@@ -29,8 +29,8 @@ Prompt = Annotated[
         rich_help_panel=_DATA,
     ),
 ]
-ImageColumn = Annotated[str | None, _column("images.  [default: image]")]
-QuestionColumn = Annotated[str | None, _column("questions.  [default: question]")]
+ImageColumn = Annotated[str | None, _column("images, image by default")]
+QuestionColumn = Annotated[str | None, _column("questions, question by default")]
 AnswersColumn = Annotated[str | None, _column("accepted answers")]
 IdColumn = Annotated[str | None, _column("ids; by default rows are counted")]
 TaskColumn = Annotated[str | None, _column("tasks")]

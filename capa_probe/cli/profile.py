@@ -24,6 +24,7 @@ from capa_probe.cli.options import (
     parse_dims,
     parse_tau,
 )
+from capa_probe.errors import CapaProbeError
 
 if TYPE_CHECKING:
     from capa_probe.samples import Sample
@@ -130,12 +131,22 @@ def load_data(data: str, limit: int | None, out: Path | None, **options: Any) ->
     from huggingface_hub import is_offline_mode
 
     from capa_probe.run_folder import check_output
-    from capa_probe.samples import load_samples
+    from capa_probe.samples import SAMPLES_FILE, load_samples
 
     if out is not None:
         check_output(out)
+    folder = Path(data).expanduser()
+    if (
+        out is not None
+        and folder.is_dir()
+        and not (folder / SAMPLES_FILE).is_file()
+        and out.resolve().is_relative_to(folder.resolve())
+    ):
+        raise CapaProbeError(
+            f"--out {out} lies in the data folder {data}, where its files would be taken for data; give another --out."
+        )
     # The first rows of a dataset on the hub need not wait for all the others.
-    fetched = not Path(data).expanduser().exists() and not is_offline_mode()
+    fetched = not folder.exists() and not is_offline_mode()
     return load_samples(data, limit, streaming=fetched and limit is not None, **options)
 
 

@@ -19,7 +19,9 @@ def report(
             metavar="FILE", help="The file to write.  [default: report.html in RUN]", show_default=False
         ),
     ] = None,
-    examples: Annotated[int, typer.Option(min=0, metavar="N", help="Show N of the run's examples.")] = 4,
+    examples: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show at most N of the examples that the run kept.")
+    ] = 4,
 ) -> None:
     """Write a run's findings, figures, examples and settings as one HTML file that needs nothing beside it.
 

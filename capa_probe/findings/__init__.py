@@ -7,11 +7,11 @@ from capa_probe.findings.files import (
     FIGURES,
     FILES,
     draw,
-    read_thresholds,
+    read_settings,
     remove,
     write,
 )
-from capa_probe.findings.finding import CONFIDENCE, Findings, choose_tau, find
+from capa_probe.findings.finding import CONFIDENCE, Findings, can_analyse, choose_tau, find
 
 __all__ = [
     "CONFIDENCE",
@@ -19,10 +19,11 @@ __all__ = [
     "FIGURE_NAMES",
     "FILES",
     "Findings",
+    "can_analyse",
     "choose_tau",
     "draw",
     "find",
-    "read_thresholds",
+    "read_settings",
     "remove",
     "write",
 ]

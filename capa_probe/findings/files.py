@@ -6,13 +6,14 @@
     sinks_by_layer.csv     counted, with their shares        sink_totals.csv      the same for all layers, by role
     sink_dims.csv          dimensions that exceed tau        sink_bimodality.csv  whether log C has two modes
     role_stability.csv     roles over layers and prompts     redundant_layers.csv FFN cosine per layer
-    findings.json          thresholds, remarks, sink dimensions of the model, agreement with the paper
+    findings.json          settings, remarks, sink dimensions of the model, agreement with the paper
     figures/*.png
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -26,7 +27,7 @@ import pandas as pd
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
 from capa_probe.figures.attention_contribution import COLUMNS, panel_layers
-from capa_probe.findings.finding import CONFIDENCE, Findings
+from capa_probe.findings.finding import CONFIDENCE, Findings, find
 from capa_probe.tables import LayerProfile
 
 SINKS, FACTS, FIGURES = "sinks.parquet", "findings.json", "figures"
@@ -43,8 +44,14 @@ TABLES = {
 FIGURE_NAMES = ("ffn_cosine", "attention_contribution")
 #: What ``write`` may write, relative to the profile's folder.
 FILES = (*TABLES.values(), FACTS, *(f"{FIGURES}/{name}.png" for name in FIGURE_NAMES))
-#: What ``findings.json`` repeats of the settings that the sinks were found with.
-_SETTINGS = ("tau_given", "split", "quantile", "dims", "max_share", "dims_per_layer", "offsets")
+#: What ``findings.json`` repeats of what the sinks were found with.
+_USED = ("dims", "max_share", "dims_per_layer", "offsets")
+#: Where nothing was written: the defaults of ``find``.
+_DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(find).parameters.items()
+    if parameter.default is not parameter.empty
+}
 
 
 def draw(prof: LayerProfile, findings: Findings) -> dict[str, Any]:
@@ -84,20 +91,30 @@ def write(prof: LayerProfile, findings: Findings, folder: str | os.PathLike[str]
     return written
 
 
-def read_thresholds(folder: str | os.PathLike[str]) -> tuple[float | str, float]:
-    """``tau`` (as it was given) and ``eta`` of the findings in a folder; the defaults where there are none.
+def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the findings in a folder were asked for, such that ``find(prof, **settings)`` finds them again.
+
+    Returns:
+        ``tau``, ``eta``, ``split``, ``quantile`` and ``groups`` as ``find`` takes them ("auto" stays "auto"); its
+        defaults where the folder holds no findings.
 
     Raises:
-        CapaProbeError: the file is damaged.
+        CapaProbeError: the file is damaged, or holds no settings.
     """
     file = Path(folder) / FACTS
     if not file.is_file():
-        return "auto", 0.96
+        return dict(_DEFAULTS)
     try:
-        facts: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return facts["tau_given"] if facts["tau_given"] is not None else facts["tau"], float(facts["eta"])
+        asked: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        if asked.keys() == _DEFAULTS.keys():
+            tau = asked["tau"]
+            return asked | {"tau": tau if isinstance(tau, str) else float(tau), "eta": float(asked["eta"])}
     except (ValueError, KeyError, TypeError):
-        raise CapaProbeError(f"{file} cannot be read; remove it, or give tau and eta yourself.") from None
+        pass
+    raise CapaProbeError(
+        f"{file} does not say what the findings were made with; remove it to use the defaults, or make the findings "
+        "again."
+    )
 
 
 def remove(folder: str | os.PathLike[str]) -> None:
@@ -115,8 +132,9 @@ def _facts(findings: Findings) -> dict[str, Any]:
     dims, agreement = findings.model_dims, findings.agreement
     return {
         "tau": findings.tau,
-        **{key: used.get(key) for key in _SETTINGS},
         "eta": findings.eta,
+        "settings": dict(findings.settings),
+        **{key: used.get(key) for key in _USED},
         "confidence": CONFIDENCE,
         "model_sink_dims": None if dims is None else [_plain(row) for row in dims.to_dict("records")],
         "agreement": None if agreement is None else _plain(dataclasses.asdict(agreement)),

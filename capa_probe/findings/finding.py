@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -54,6 +54,7 @@ class Findings:
         dims: what ``measure_sink_dims`` returned; known even where sinks could not be classified.
         model_dims: what ``model_sink_dims`` returned.
         agreement: redundant layers beside the paper's; None where the model is none of the paper's three.
+        settings: what ``find`` was asked for, as its keyword arguments: ``find(prof, **settings)`` finds it again.
     """
 
     sinks: pd.DataFrame | None
@@ -68,6 +69,7 @@ class Findings:
     dims: pd.DataFrame | None = None
     model_dims: pd.DataFrame | None = None
     agreement: PaperAgreement | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
         """One row per layer: ``layer``, then what there is of ``visual_cosine``, ``text_cosine``, ``redundant`` ("yes",
@@ -99,6 +101,12 @@ class Findings:
         if redundant.empty:
             found = "no layer."
         return [f"Redundant FFN (visual cosine > {self.eta:g}): {found}", *self.remarks]
+
+
+def can_analyse(probes: Iterable[str]) -> bool:
+    """Whether a profile with these probes can be analysed in any way."""
+    names = set(probes)
+    return "ffn_cosine" in names or names >= set(_NEEDED_FOR_SINKS)
 
 
 def choose_tau(tau: float | str, d_model: int) -> float | str:
@@ -178,7 +186,20 @@ def find(
         remarks += say.of_layers(layers, eta, known["agreement"])
     if known["sinks"] is None and known["layers"] is None:
         raise CapaProbeError(" ".join(remarks))
-    return Findings(tau=threshold, eta=eta, remarks=tuple(remarks), **known)
+    settings = {
+        "tau": tau if isinstance(tau, str) else float(tau),
+        "eta": float(eta),
+        "split": split,
+        "quantile": None if quantile is None else float(quantile),
+        "groups": None if groups is None else _numbered(groups),
+    }
+    return Findings(tau=threshold, eta=eta, remarks=tuple(remarks), settings=settings, **known)
+
+
+def _numbered(groups: Mapping[str, Hashable]) -> dict[str, int | None]:
+    """The same groups with numbers for keys, which a file can hold."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(groups.values()))}
+    return {str(sample): None if key is None else numbers[key] for sample, key in groups.items()}
 
 
 def _same_images(prof: LayerProfile) -> dict[str, Hashable]:
@@ -190,7 +211,7 @@ def _describe(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None) -> dic
         "sinks": sinks,
         "by_layer": sink_summary(sinks),
         "totals": sink_totals(sinks),
-        "bimodality": sink_bimodality(sinks),
+        "bimodality": sink_bimodality(sinks, groups),
         "stability": role_stability(sinks, groups),
     }
 

@@ -52,13 +52,15 @@ def of_sinks(bimodality: pd.DataFrame, stability: pd.DataFrame) -> list[str]:
     whole = bimodality[bimodality["layer"] < 0].iloc[0]
     if whole["verdict"] == "too few":
         said.append(
-            f"{whole['n']} sinks are too few to tell whether log C has two modes, and with it whether dumps and "
-            "anchors are two kinds."
+            f"Too few different tokens are sinks ({whole['n_tokens']}) to tell whether log C has two modes, and "
+            "with it whether dumps and anchors are two kinds."
         )
     elif whole["verdict"] != "bimodal":
         said.append(
-            f"log C of the sinks is not clearly bimodal ({whole['verdict']}: dip test p = {whole['dip_p']:.2g}, "
-            f"Ashman's D = {whole['ashman_d']:.2g}), so dumps and anchors may be the two ends of one kind."
+            f"log C of the sinks is not clearly bimodal, a token counted once ({whole['verdict']}: "
+            f"{whole['n_tokens']:,} tokens, dip test p = {whole['dip_p']:.2g}, "
+            f"Ashman's D = {whole['ashman_d']:.2g} where {whole['ashman_d_needed']:.2g} is needed), "
+            "so dumps and anchors may be the two ends of one kind."
         )
     for over, what in (
         ("layers", "From one layer to the next"),
@@ -77,7 +79,12 @@ def of_layers(layers: pd.DataFrame, eta: float, agreement: PaperAgreement | None
     """What the redundant layers say, and what not."""
     said = []
     redundant = layers[layers["redundant"]]
-    if len(redundant) and not layers["visual_only"].any():
+    without_text = bool(layers["text_cosine"].isna().any())
+    if len(redundant) and without_text:
+        said.append(
+            "Whether layers are redundant for visual tokens only is not known: there are no text tokens."
+        )
+    elif len(redundant) and not layers["visual_only"].any():
         said.append(
             f"In every redundant layer the text tokens' cosine is above eta = {eta:g} too, so that these "
             "layers say nothing particular about visual tokens."
@@ -93,8 +100,9 @@ def of_layers(layers: pd.DataFrame, eta: float, agreement: PaperAgreement | None
             f"Redundant on average only: in {_layers(mixed['layer'])}, more than a tenth of the visual tokens are not "
             f"above eta themselves (share above it: {least['visual_share_above']:.0%} in layer {least['layer']})."
         )
-    if layers["n_samples"].iloc[0] == 1:
-        said.append("A single sample gives no intervals.")
+    if layers["visual_low"].isna().any():
+        which = "" if layers["n_samples"].iloc[0] == 1 else " with visual tokens"
+        said.append(f"A single sample{which} gives no intervals.")
     if agreement is not None:
         said.append(str(agreement))
     return said

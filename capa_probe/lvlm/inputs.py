@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
@@ -71,9 +72,15 @@ def apply_template(processor: Any, family: Family, question: str, n_images: int)
     """A question in the model's own prompt template, with one placeholder per image before it."""
     if getattr(processor, "chat_template", None):
         content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
-        prompt: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            prompt: str = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise CapaProbeError(
+                f"The chat template of this model's processor is wrong ({error}); mend it, or write the whole prompt "
+                f"with its image placeholders ({processor.image_token})."
+            ) from error
         return prompt
     if family.fallback_prompt is None:
         raise CapaProbeError(

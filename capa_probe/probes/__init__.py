@@ -1,4 +1,4 @@
-"""Probes: what is measured at every layer. One file each; ``capa_probe.tables.PROBE_COLUMNS`` is their registry."""
+"""Probes: what is measured at every layer. One file each; ``capa_probe.schema.PROBE_COLUMNS`` is their registry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from capa_probe.errors import CapaProbeError
 from capa_probe.probes.base import AttentionProbe, Probe, ResidualProbe, StepContext
 from capa_probe.probes.recorder import Recorder
-from capa_probe.tables import PROBE_COLUMNS
+from capa_probe.schema import PROBE_COLUMNS
 
 
 def _registered(home: str, columns: tuple[str, ...]) -> type[Probe]:
@@ -16,7 +16,7 @@ def _registered(home: str, columns: tuple[str, ...]) -> type[Probe]:
     probe: type[Probe] = getattr(import_module(f"{__name__}.{file}"), name)
     if probe.columns != columns:
         raise CapaProbeError(
-            f"The probe {home} fills {', '.join(probe.columns)}, but PROBE_COLUMNS in capa_probe/tables.py says "
+            f"The probe {home} fills {', '.join(probe.columns)}, but PROBE_COLUMNS in capa_probe/schema.py says "
             f"{', '.join(columns)}; make the two agree."
         )
     return probe

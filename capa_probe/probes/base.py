@@ -1,7 +1,7 @@
 """What a probe is: it listens to hook points of one layer and returns a small number per token.
 
 A probe keeps nothing and never sees a whole attention pattern unless it asks for some rows of it. To add one,
-write a subclass in a file of its own and name it in ``capa_probe.tables.PROBE_COLUMNS``.
+write a subclass in a file of its own and name it in ``capa_probe.schema.PROBE_COLUMNS``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from capa_probe.measures import sink_strength
 from capa_probe.probes.base import ResidualProbe, StepContext
-from capa_probe.tables import SINK_COLUMNS, SINK_RANKS
+from capa_probe.schema import SINK_COLUMNS, SINK_RANKS
 
 
 class SinkStrength(ResidualProbe):

@@ -13,7 +13,7 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import TokenSpans
 from capa_probe.probes import PROBES, AttentionProbe
 from capa_probe.probes.recorder import Recorder
-from capa_probe.tables import TOKEN_SCHEMA
+from capa_probe.schema import TOKEN_SCHEMA
 
 #: Say where a row is; the columns after them are measured.
 PLACE_COLUMNS = ("sample", "step", "layer", "position", "kind", "image", "tile", "row", "col")

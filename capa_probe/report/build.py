@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from capa_probe.analysis import redundant_layers
 from capa_probe.errors import CapaProbeError
 from capa_probe.examples import EXAMPLES, Example, read_examples
 from capa_probe.files import replace
-from capa_probe.findings import CONFIDENCE, Findings, find, read_thresholds
+from capa_probe.findings import CONFIDENCE, Findings, find, read_settings
 from capa_probe.report import overlay, words
 from capa_probe.report.figures import figures
 from capa_probe.report.settings import commands, tables
@@ -32,12 +33,17 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example with its pictures, or with the sentence that says why it has none."""
+    """An example with its pictures, and sentences that say what is missing."""
 
     example: Example
     views: list[overlay.View]
-    missing: str
+    missing: list[str]
     right: bool | None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether anything is drawn over one of its pictures."""
+        return any(row.panels for view in self.views for row in view.rows)
 
 
 def write_report(
@@ -52,7 +58,7 @@ def write_report(
     dark. What a run lacks (token rows, probes, examples) is replaced by a sentence that says so.
 
     Args:
-        run: folder of a finished profile; the thresholds are those of its ``findings.json``.
+        run: folder of a finished profile; sinks and layers are found as its ``findings.json`` says.
         out: the file to write; by default ``report.html`` in the run's folder.
         n_examples: how many of the run's examples to show; all of them if there are fewer.
         findings: what ``find`` returned for this run, where it is at hand already.
@@ -71,12 +77,13 @@ def write_report(
     file = Path(run) / REPORT_FILE if out is None else Path(out)
     if file.is_dir():
         raise CapaProbeError(f"{file} is a folder; give the file to write the report to.")
-    tau, eta = read_thresholds(run)
     remarks: tuple[str, ...]
     if findings is None:
-        findings, remarks = _find(prof, tau, eta)
+        settings: Mapping[str, Any] = read_settings(run)
+        findings, remarks = _find(prof, settings)
     else:
-        remarks = findings.remarks
+        settings, remarks = findings.settings or read_settings(run), findings.remarks
+    tau, eta = settings["tau"], settings["eta"]
     page = _page(prof, Path(run), findings, remarks, n_examples, commands(Path(run), prof.manifest, tau, eta))
     file.parent.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair, which a question from JSON can hold, becomes a question mark.
@@ -126,14 +133,15 @@ def _page(
     )
 
 
-def _find(prof: LayerProfile, tau: float | str, eta: float) -> tuple[Findings | None, tuple[str, ...]]:
+def _find(prof: LayerProfile, settings: Mapping[str, Any]) -> tuple[Findings | None, tuple[str, ...]]:
     """As ``find``, but what cannot be analysed at all, or only in part, is a remark."""
     try:
-        findings = find(prof, tau=tau, eta=eta)
+        findings = find(prof, **settings)
     except CapaProbeError as error:
         remarks = (str(error),)
     else:
         return findings, findings.remarks
+    eta = settings["eta"]
     try:  # a model too narrow for tau still has redundant layers
         layers = redundant_layers(prof, eta=eta, confidence=CONFIDENCE)
     except CapaProbeError:
@@ -188,18 +196,13 @@ def _show(
     sinks: pd.DataFrame | None,
     layers: list[int],
 ) -> ShownExample:
-    views: list[overlay.View] = []
-    try:
-        if tokens is None:
-            views = overlay.plain(example.images, run / EXAMPLES)
-            missing = no_tokens
-        else:
-            own = tokens[tokens["sample"] == example.id]
-            own_sinks = None if sinks is None else sinks[sinks["sample"] == example.id]
-            views, missing = overlay.views(example.images, run / EXAMPLES, own, own_sinks, layers), ""
-    except CapaProbeError as error:
-        logger.info("example %s: %s", example.id, error)
-        missing = str(error)
+    own = None if tokens is None else tokens[tokens["sample"] == example.id]
+    own_sinks = None if sinks is None else sinks[sinks["sample"] == example.id]
+    views, missing = overlay.views(example.images, run / EXAMPLES, own, own_sinks, layers)
+    for why in missing:
+        logger.info("example %s: %s", example.id, why)
+    if no_tokens:
+        missing = [no_tokens, *missing]
     return ShownExample(example, views, missing, words.is_right(example))
 
 

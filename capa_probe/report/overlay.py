@@ -35,13 +35,15 @@ COLUMNS = (
 )
 #: Column to its unit.
 QUANTITIES = {"attention": "probability", "contribution": "L2 norm"}
+#: Bytes that the pictures of one example may take: four examples, as by default, stay under 6 MB.
+BUDGET = 1_500_000
 #: Tile number of a thumbnail.
 _THUMBNAIL = -1
 #: A cell of the heat map becomes so many pixels that the map has about this many a side.
 _HEAT_SIDE = 240
 _COLOURS = colormaps["inferno"]
 #: How opaque the colour of the smallest and of the largest value is.
-_OPACITY = (0.45, 0.9)
+_OPACITY = (0.3, 0.78)
 #: The picture under a heat map is without colour and darker by this factor, so that what is bright is a large value.
 _DIMMED = 0.55
 
@@ -105,55 +107,105 @@ class View:
     grid: tuple[int, int]
     rows: tuple[Row, ...]
 
+    @property
+    def n_bytes(self) -> int:
+        """What it adds to a page, but for tags."""
+        heat = sum(len(panel.heat) for row in self.rows for panel in row.panels)
+        return len(self.image) + len(self.grey) + heat
+
 
 def views(
     images: Sequence[ExampleImage],
     folder: Path,
-    tokens: pd.DataFrame,
+    tokens: pd.DataFrame | None,
     sinks: pd.DataFrame | None,
     layers: Sequence[int],
-) -> list[View]:
-    """All pictures of one example.
+    budget: int = BUDGET,
+) -> tuple[list[View], list[str]]:
+    """The pictures of one example: as many of its images, in order, as the budget has room for, the first in any case.
+
+    An image over which nothing can be drawn is shown as it is.
 
     Args:
         images: the example's images.
         folder: where their files lie.
-        tokens: the sample's visual tokens at prefill, with the columns of ``COLUMNS``.
+        tokens: the sample's visual tokens at prefill, with the columns of ``COLUMNS``; None to draw over no image.
         sinks: the sample's sinks; None where they are not known.
         layers: layers to draw.
+        budget: bytes that all pictures together may take.
 
-    Raises:
-        CapaProbeError: an image cannot be opened, or the tokens do not lie on its grid.
+    Returns:
+        The pictures, and sentences that say what is missing.
     """
-    found = []
+    found: list[View] = []
+    missing: dict[str, list[str]] = {}
+    size = left_out = 0
     for index, image in enumerate(images):
-        own = tokens[(tokens["image"] == index) & (tokens["row"] >= 0)]
-        if image.grid is None or image.tile_grid is None or own.empty:
-            raise CapaProbeError("It is not known where in the image its visual tokens lie.")
         name = f"image {index + 1} of {len(images)}" if len(images) > 1 else ""
-        tiled = image.tile_grid != (1, 1)
-        for tile_grid, chosen, what in (
-            (image.tile_grid, own[own["tile"] >= 0], f"{image.tile_grid[0]} × {image.tile_grid[1]} tiles"),
-            ((1, 1), own[own["tile"] == _THUMBNAIL].assign(tile=0), "thumbnail"),
-        ):
-            if len(chosen):
-                label = ", ".join(part for part in (name, what if tiled else "") if part)
-                found.append(_view(label, folder / image.file, image.grid, tile_grid, chosen, sinks, layers))
-    return found
+        own: list[View] = []
+        try:
+            if tokens is None:
+                own = [plain(name, folder / image.file)]
+            else:
+                here = tokens[tokens["image"] == index]
+                own, why = _over(name, folder / image.file, image, here, sinks, layers)
+                if why:
+                    missing.setdefault(why, []).append(name)
+        except CapaProbeError as error:
+            missing.setdefault(str(error), []).append(name)
+        size += sum(view.n_bytes for view in own)
+        if found and size > budget:
+            left_out = len(images) - index
+            break
+        found += own
+    said = [
+        why if len(names) == len(images) else f"{', '.join(names).capitalize()}: {why}"
+        for why, names in missing.items()
+    ]
+    if left_out:
+        more = "1 more image" if left_out == 1 else f"{left_out:,} more images"
+        said.append(
+            f"{more} of this sample {'is' if left_out == 1 else 'are'} left out, to keep the report small."
+        )
+    return found, said
 
 
-def plain(images: Sequence[ExampleImage], folder: Path) -> list[View]:
-    """The pictures of one example with nothing drawn over them.
+def _over(
+    name: str,
+    file: Path,
+    image: ExampleImage,
+    tokens: pd.DataFrame,
+    sinks: pd.DataFrame | None,
+    layers: Sequence[int],
+) -> tuple[list[View], str]:
+    """The pictures of one image; where nothing can be drawn over it, the image as it is, and why."""
+    own = tokens[tokens["row"] >= 0]
+    if image.grid is None or image.tile_grid is None or own.empty:
+        return [plain(name, file)], "It is not known where in the image its visual tokens lie."
+    tiled = image.tile_grid != (1, 1)
+    found = []
+    for tile_grid, chosen, what in (
+        (image.tile_grid, own[own["tile"] >= 0], f"{image.tile_grid[0]} × {image.tile_grid[1]} tiles"),
+        ((1, 1), own[own["tile"] == _THUMBNAIL].assign(tile=0), "thumbnail"),
+    ):
+        if len(chosen):
+            label = ", ".join(part for part in (name, what if tiled else "") if part)
+            try:
+                place = places(chosen, image.grid, tile_grid)
+            except CapaProbeError as error:
+                return [plain(name, file)], str(error)
+            found.append(_view(label, file, image.grid, tile_grid, chosen, place, sinks, layers))
+    return found, ""
+
+
+def plain(label: str, file: Path) -> View:
+    """A picture with nothing drawn over it.
 
     Raises:
-        CapaProbeError: an image cannot be opened.
+        CapaProbeError: it cannot be opened.
     """
-    found = []
-    for index, image in enumerate(images):
-        picture = _open(folder / image.file)
-        label = f"image {index + 1} of {len(images)}" if len(images) > 1 else ""
-        found.append(View(label, data_uri(picture), "", *picture.size, (0, 0), ()))
-    return found
+    picture = _open(file)
+    return View(label, data_uri(picture), "", *picture.size, (0, 0), ())
 
 
 def _view(
@@ -162,12 +214,12 @@ def _view(
     grid: tuple[int, int],
     tile_grid: tuple[int, int],
     tokens: pd.DataFrame,
+    place: tuple[NDArray[np.int64], NDArray[np.int64]],
     sinks: pd.DataFrame | None,
     layers: Sequence[int],
 ) -> View:
     picture = _open(file)
     shape = (grid[0] * tile_grid[0], grid[1] * tile_grid[1])
-    place = places(tokens, grid, tile_grid)
     width, height = picture.width / shape[1], picture.height / shape[0]
     rows = []
     for layer in layers:

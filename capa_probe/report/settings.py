@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from capa_probe.findings import Findings
+from capa_probe.probes import PROBES, choose_probes
 
 #: Part of a manifest to its heading and, in order, the keys that have words of their own.
 _MODEL = {
@@ -45,6 +46,11 @@ _THRESHOLDS = {
     "max_share": "largest share of tokens for a sink dimension",
 }
 
+#: What ``--dtype`` takes.
+_DTYPES = ("float32", "bfloat16", "float16")
+_PROBES = set(PROBES)
+_DEFAULT_PROBES = {probe.name for probe in choose_probes("default")}
+
 #: Samples that were left out are listed up to this many.
 _MOST_ROWS = 20
 
@@ -59,7 +65,9 @@ def tables(manifest: Mapping[str, Any], findings: Findings | None) -> dict[str, 
             ("τ, on sink strength", _plain(findings.tau)),
             ("η, on the FFN cosine", _plain(findings.eta)),
         ]
-        used = {} if findings.sinks is None else findings.sinks.attrs
+        used: dict[str, Any] = {}
+        if findings.sinks is not None:
+            used = {str(key): value for key, value in findings.sinks.attrs.items()} | _asked(findings)
         thresholds += [
             (words, _plain(used[key])) for key, words in _THRESHOLDS.items() if used.get(key) is not None
         ]
@@ -93,8 +101,11 @@ def commands(run: Path, manifest: Mapping[str, Any], tau: float | str, eta: floa
     ):
         if settings.get(name, default) != default:
             options += [flag, settings[name]]
-    if settings.get("probes"):
-        options += ["--probes", ",".join(settings["probes"])]
+    if manifest.get("dtype") in _DTYPES:
+        options += ["--dtype", manifest["dtype"]]
+    probes = settings.get("probes")
+    if probes and set(probes) != _DEFAULT_PROBES:
+        options += ["--probes", "all" if set(probes) == _PROBES else ",".join(probes)]
     if manifest.get("sink_dims"):
         options += ["--sink-dims", ",".join(map(str, manifest["sink_dims"]))]
     if manifest.get("revision"):
@@ -108,6 +119,11 @@ def commands(run: Path, manifest: Mapping[str, Any], tau: float | str, eta: floa
         f"{profile} DATA {shlex.join(map(str, options))}",
         shlex.join(["capa-probe", "report", str(run)]),
     ]
+
+
+def _asked(findings: Findings) -> dict[str, Any]:
+    asked = findings.settings.get("tau")
+    return {} if asked is None else {"tau_given": asked}
 
 
 def _left_out(skipped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -75,7 +75,9 @@ def tiles(manifest: Mapping[str, Any], findings: Findings | None) -> list[Tile]:
         only = findings.layers.loc[findings.layers["visual_only"], "layer"]
         shown += [
             Tile("redundant FFN", f"{len(redundant)} of {n_layers}", _layers(redundant)),
-            Tile("for visual tokens only", f"{len(only)}", _layers(only)),
+            Tile("for visual tokens only", f"{len(only)}", _layers(only))
+            if findings.layers["n_text"].all()
+            else Tile("for visual tokens only", "–", "no text tokens"),
         ]
     return shown
 
@@ -119,7 +121,10 @@ def strip(manifest: Mapping[str, Any], findings: Findings | None) -> list[Cell]:
         if layer in ffn:
             row = ffn[layer]
             state = "only" if row["visual_only"] else "both" if row["redundant"] else "no"
-            said.append(f"FFN cosine {row['visual_cosine']:.4f} visual, {row['text_cosine']:.4f} text")
+            if row["redundant"] and not row["n_text"]:
+                state = ""
+            text = f"{row['text_cosine']:.4f} text" if row["n_text"] else "no text tokens"
+            said.append(f"FFN cosine {row['visual_cosine']:.4f} visual, {text}")
         if layer in sinks:
             row = sinks[layer]
             number = int(row["n_sinks"])
@@ -191,6 +196,8 @@ def _on_redundancy(layers: pd.DataFrame, eta: float) -> str:
         f"visual tokens nearly as it was (cosine above η = {eta:g})"
     )
     only = layers.loc[layers["visual_only"], "layer"]
+    if layers["text_cosine"].isna().any():
+        return f"{said}; of text tokens nothing is known."
     if only.empty:
         return f"{said}; in each of them it does so to text tokens too."
     if len(only) == len(redundant):
@@ -199,8 +206,12 @@ def _on_redundancy(layers: pd.DataFrame, eta: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent, two digits where it is small."""
+    """A share in per cent, two digits where it is small; 0 % is none and 100 % all, not nearly so."""
     if not math.isfinite(share):
         return "–"
     value = 100 * share
+    if 99.5 <= value < 100:
+        return ">99 %"
+    if 0 < value < 0.01:
+        return "<0.01 %"
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.2g} %"

@@ -75,6 +75,10 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
                         f"{file}, line {number}: this is not JSON ({error.msg} at column {error.colno}); "
                         "write one JSON object per line."
                     ) from None
+                except (ValueError, RecursionError) as error:
+                    raise CapaProbeError(
+                        f"{file}, line {number}: this cannot be read ({error}); write one plain JSON object per line."
+                    ) from None
     except UnicodeDecodeError as error:
         raise CapaProbeError(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8.") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def load_samples(
         CapaProbeError: ``source`` is none of these, an argument does not go with it, or the data are not in
             order; the message names the file and line, or the row.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and not 1 <= limit <= sys.maxsize:
         raise CapaProbeError(
             f"limit={limit} was given for the number of samples; give 1 or more, or leave it out."
         )

@@ -108,7 +108,7 @@ class RowReader:
             # An encoded image as datasets store it; the path then is only the name it once had.
             if value.get("bytes") is not None:
                 return [value["bytes"]]
-            return [] if value.get("path") is None else [_stored(value["path"])]
+            return [] if value.get("path") is None else [_stored(value["path"], self._folder)]
         if isinstance(value, Sequence):
             return [source for item in value for source in self._images(name, item)]
         raise CapaProbeError(
@@ -154,10 +154,12 @@ def row_id(column: str, value: Any) -> str:
     return str(value)
 
 
-def _stored(path: str) -> ImageSource:
+def _stored(path: str, folder: Path | None) -> ImageSource:
     """An image that a data set holds as a path of its own: on this machine, or where it is streamed from."""
     if "://" not in path:
-        return path
+        # Relative to the table, if it lies there; some tables mean the folder that they were written from.
+        beside = None if folder is None else folder / path
+        return beside if beside is not None and beside.is_file() else path
     from datasets import Image as ImageFeature
 
     try:

@@ -70,6 +70,11 @@ class Sample:
             raise CapaProbeError(
                 f"answers={_SHORT.repr(answers)} was given for sample {id!r}; give a list of strings."
             )
+        for field, text in (("id", id), ("task", task)):
+            if isinstance(text, str) and _has_surrogate(text):
+                raise CapaProbeError(
+                    f"{field}={text!r} was given for a sample; give text that UTF-8 can hold."
+                )
         if task is not None and not isinstance(task, str):
             raise CapaProbeError(f"task={task!r} was given for sample {id!r}; give a string or None.")
         # Frozen: fields are set past the class's own __setattr__.
@@ -115,7 +120,9 @@ class Sample:
             raise self._bad(number, f"cannot be read as an image (it {reason})") from error
         except CapaProbeError as error:
             raise self._bad(number, f"cannot be used ({error})") from None
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each of Pillow's formats fails in a way of its own
             raise self._bad(number, f"cannot be read as an image ({str(error) or error!r})") from error
 
     def _bad(self, number: int, reason: str) -> BadImageError:
@@ -146,6 +153,10 @@ def image_path(name: str, folder: Path) -> Path:
             "to that folder."
         )
     return folder / name
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_empty(source: ImageSource) -> bool:
