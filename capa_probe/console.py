@@ -44,7 +44,9 @@ def show(
             console.print(sentence, markup=False)
     if reused:
         console.print("The profile was there already, and no model ran; --overwrite runs it again.")
-    console.print(f"\nProfile in {out}: tokens/, layers.parquet, samples.parquet, manifest.json", markup=False)
+    console.print(
+        f"\nProfile in {out}: tokens/, layers.parquet, samples.parquet, manifest.json", markup=False
+    )
     for file in files:
         console.print(f"  {file}", markup=False)
 
