@@ -6,12 +6,10 @@ Prints one JSON list: for each trial how the run ended, whether it had left a st
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,8 @@ from PIL import Image
 
 import capa_probe as cp
 from capa_probe.pruning import calibration_run
-from tests import processors, tiny
+from tests import forking, processors, tiny
+from tests.forking import die_at
 
 torch.set_num_threads(1)  # threads do not survive a fork
 calibration_run.SECONDS_BETWEEN_STATES = 0.0
@@ -41,49 +40,14 @@ def calibrate(out: Path) -> None:
         cp.calibrate_hadamard(lvlm, samples, [0, 2], out=out, batch_size=2, progress=False)
 
 
-def in_child(out: Path, prepare: Callable[[], Any], after: float | None = None, send: int = 0) -> str:
-    """Calibrate in a forked process; how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            prepare()
-            calibrate(out)
-        except KeyboardInterrupt:
-            os._exit(5)
-        except BaseException:  # noqa: BLE001  # a forked process must end here
-            traceback.print_exc()
-            os._exit(4)
-        os._exit(0)
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, send)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        return "killed"
-    return {0: "done", 5: "interrupted"}.get(os.WEXITSTATUS(status), "broken")
+def in_child(out: Path, prepare: Callable[[], Any], **options: Any) -> str:
+    """Calibrate in a forked process (see ``forking.in_child``)."""
 
+    def work() -> None:
+        prepare()
+        calibrate(out)
 
-def die_at(number: int) -> Callable[[], None]:
-    """Kill the process at its n-th call that changes the file system."""
-
-    def prepare() -> None:
-        calls = 0
-
-        def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **kwargs: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **kwargs)
-
-            return counted
-
-        for name in ("replace", "unlink", "write_bytes", "fsync"):
-            owner: Any = os if name == "fsync" else Path
-            setattr(owner, name, wrap(getattr(owner, name)))
-
-    return prepare
+    return forking.in_child(work, **options)
 
 
 def main(folder: Path) -> None:

@@ -6,14 +6,12 @@ Prints one JSON object: for each trial what was there when the run died, and wha
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,8 @@ from PIL import Image
 
 import capa_probe as cp
 from capa_probe import writing
-from tests import processors, tiny
+from tests import forking, processors, tiny
+from tests.forking import die_at
 
 N_SAMPLES = 12
 torch.set_num_threads(1)  # threads do not survive a fork
@@ -44,57 +43,14 @@ def profile(out: Path, overwrite: bool = False) -> None:
         cp.profile(lvlm, samples, out, steps=1, batch_size=2, rows="all", progress=False, overwrite=overwrite)
 
 
-def in_child(
-    out: Path,
-    prepare: Callable[[], Any],
-    after: float | None = None,
-    send: signal.Signals = signal.SIGKILL,
-    overwrite: bool = False,
-) -> str:
-    """Profile in a forked process; how it ended: "done", "killed", "interrupted" or "failed"."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            prepare()
-            profile(out, overwrite)
-        except OSError:
-            os._exit(3)
-        except KeyboardInterrupt:
-            os._exit(5)
-        except BaseException:  # noqa: BLE001  # a forked process must end here
-            traceback.print_exc()
-            os._exit(4)
-        os._exit(0)
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, send)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        return "killed"
-    return {0: "done", 3: "failed", 5: "interrupted"}.get(os.WEXITSTATUS(status), "broken")
+def in_child(out: Path, prepare: Callable[[], Any], overwrite: bool = False, **options: Any) -> str:
+    """Profile in a forked process (see ``forking.in_child``)."""
 
+    def work() -> None:
+        prepare()
+        profile(out, overwrite)
 
-def die_at(number: int) -> Callable[[], None]:
-    """Kill the process at its n-th call that changes the file system."""
-
-    def prepare() -> None:
-        calls = 0
-
-        def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
-            def counted(*args: Any, **kwargs: Any) -> Any:
-                nonlocal calls
-                calls += 1
-                if calls == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **kwargs)
-
-            return counted
-
-        for name in ("replace", "unlink", "rmdir", "mkdir", "fsync"):
-            owner: Any = os if name == "fsync" else Path
-            setattr(owner, name, wrap(getattr(owner, name)))
-
-    return prepare
+    return forking.in_child(work, **options)
 
 
 def small_disk(size: int) -> Callable[[], None]:
