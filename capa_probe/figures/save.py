@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from capa_probe.figures.style import styled
+from capa_probe.files import replace
 
 DPI = 150
 #: No dates and no version: the same tables give the same bytes.
@@ -41,8 +43,6 @@ def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False) -> lis
     written = []
     for file in (png, png.with_suffix(".pdf"))[: 2 if pdf else 1]:
         kind = file.suffix[1:]
-        temporary = file.with_name(f"{file.name}.tmp")
-        figure.savefig(temporary, format=kind, dpi=DPI, metadata=_METADATA[kind])
-        temporary.replace(file)
-        written.append(file)
+        draw = partial(figure.savefig, format=kind, dpi=DPI, metadata=_METADATA[kind])
+        written.append(replace(file, draw))
     return written

@@ -17,7 +17,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import pandas as pd
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
 from capa_probe.figures.attention_contribution import COLUMNS, panel_layers
+from capa_probe.files import replace
 from capa_probe.findings.finding import CONFIDENCE, Findings, find
 from capa_probe.tables import LayerProfile
 
@@ -83,9 +84,9 @@ def write(prof: LayerProfile, findings: Findings, folder: str | os.PathLike[str]
     for name, file in TABLES.items():
         table: pd.DataFrame | None = getattr(findings, name)
         if table is not None:
-            written.append(_replace(out / file, partial(_save, table)))
+            written.append(replace(out / file, partial(_save, table)))
     text = json.dumps(_facts(findings), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    written.append(_replace(out / FACTS, lambda path: path.write_text(text, encoding="utf-8")))
+    written.append(replace(out / FACTS, lambda path: path.write_text(text, encoding="utf-8")))
     for name, figure in draw(prof, findings).items():
         written += save(figure, out / FIGURES / f"{name}.png")
     return written
@@ -157,10 +158,3 @@ def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
         if value is pd.NA or (isinstance(value, float) and math.isnan(value))
     }
     return {str(key): None if key in missing else value for key, value in row.items()}
-
-
-def _replace(file: Path, write_to: Callable[[Path], object]) -> Path:
-    temporary = file.with_name(f"{file.name}.tmp")
-    write_to(temporary)
-    temporary.replace(file)
-    return file
