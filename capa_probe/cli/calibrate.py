@@ -11,13 +11,20 @@ import typer
 from capa_probe.cli.app import app
 from capa_probe.cli.options import (
     AnswersColumn,
+    BatchSize,
     Config,
+    Data,
+    Device,
+    Dtype,
     IdColumn,
     ImageColumn,
     Limit,
+    ModelName,
     Prompt,
     QuestionColumn,
+    Revision,
     Split,
+    Strict,
     TaskColumn,
     parse_layers,
 )
@@ -30,14 +37,8 @@ if TYPE_CHECKING:
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")],
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder with samples.jsonl; or a folder of images, or a dataset: a folder, file, or name on the hub.",
-        ),
-    ],
+    model: ModelName,
+    data: Data,
     layers: Annotated[
         str, typer.Option(metavar="LAYERS", help="Decoder layers, counted from 0, such as 2-5,7.")
     ],
@@ -52,20 +53,11 @@ def calibrate(
         typer.Option("--x", help="What is scaled: the residual stream entering the FFN block, or its norm."),
     ] = "residual",
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 1,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: the checkpoint's own.")
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict", help="Stop at an image that cannot be used; by default its sample is left out."
-        ),
-    ] = False,
+    batch_size: BatchSize = 1,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    strict: Strict = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew instead of going on with the calibration in FILE.")
     ] = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,24 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Start anew instead of going on with the run in the folder.")
 ]
 
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder with samples.jsonl; or a folder of images, or a dataset: a folder, file, or name on the hub.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples per forward.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: the checkpoint's own.")
+]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop at an image that cannot be used; by default its sample is left out."),
+]
 _DATA = "Data that are not a folder with samples.jsonl"
 
 

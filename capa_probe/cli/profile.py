@@ -11,14 +11,21 @@ import typer
 from capa_probe.cli.app import app
 from capa_probe.cli.options import (
     AnswersColumn,
+    BatchSize,
     Config,
+    Data,
+    Device,
+    Dtype,
     IdColumn,
     ImageColumn,
     Limit,
+    ModelName,
     Overwrite,
     Prompt,
     QuestionColumn,
+    Revision,
     Split,
+    Strict,
     TaskColumn,
     check_eta,
     parse_dims,
@@ -32,21 +39,15 @@ if TYPE_CHECKING:
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name on the Hugging Face hub, or a folder.")],
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help="Folder with samples.jsonl; or a folder of images, or a dataset: a folder, file, or name on the hub.",
-        ),
-    ],
+    model: ModelName,
+    data: Data,
     out: Annotated[
         Path,
         typer.Option(metavar="RUN", help="Folder for tables and figures; a run that was stopped goes on."),
     ],
     limit: Limit = None,
     steps: Annotated[int, typer.Option(min=0, help="Decode steps to follow after prefill.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 1,
+    batch_size: BatchSize = 1,
     rows: Annotated[
         Literal["all", "visual", "none"] | None,
         typer.Option(help="Token rows to keep.  [default: all; visual with --steps]", show_default=False),
@@ -54,13 +55,9 @@ def profile(
     probes: Annotated[
         str, typer.Option(help="default (all but removal_effect), all, or names with commas between.")
     ] = "default",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="auto: the checkpoint's own.")
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
     tau: Annotated[
         str, typer.Option(help="Threshold on sink strength: a number, relative, or auto (20 where it fits).")
     ] = "auto",
@@ -71,12 +68,7 @@ def profile(
             help="Dimensions for sink strength: numbers with commas between, or published. Default: all."
         ),
     ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict", help="Stop at an image that cannot be used; by default its sample is left out."
-        ),
-    ] = False,
+    strict: Strict = False,
     overwrite: Overwrite = False,
     prompt: Prompt = None,
     image_column: ImageColumn = None,

@@ -6,6 +6,7 @@ To add one, subclass :class:`Family`, say how its visual tokens map to grids, an
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -45,7 +46,7 @@ class Tiling:
         return self.rows * self.cols + self.thumbnail
 
 
-class Family:
+class Family(ABC):
     """One model family of transformers. Subclasses say what differs; none of them touches the model's code."""
 
     #: ``config.model_type`` of the family's checkpoints.
@@ -78,9 +79,10 @@ class Family:
             (text.hidden_size, text.num_hidden_layers, text.intermediate_size)
         )
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig) -> None:  # noqa: B027  # most families have one layout
         """Raise CapaProbeError for a member of the family that is laid out differently."""
 
+    @abstractmethod
     def images(
         self,
         model: PreTrainedModel,
@@ -99,7 +101,6 @@ class Family:
         Raises:
             CapaProbeError: the visual tokens do not match the images.
         """
-        raise NotImplementedError
 
     def processor_options(self, processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options of ``prepare`` as the processor takes them."""
