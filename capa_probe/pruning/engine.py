@@ -7,24 +7,22 @@ scored layer runs; no layer runs twice.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall, HookedLVLM
 from capa_probe.pruning import cache as caches
 from capa_probe.pruning.arguments import at_continuation, at_prefill
-from capa_probe.pruning.entering import locate, refuse_modes
+from capa_probe.pruning.dropping import blank, hide, shorten, spread
+from capa_probe.pruning.entering import continuation, prefill
 from capa_probe.pruning.forward import Forward
-from capa_probe.pruning.keep import image_index
-from capa_probe.pruning.masks import take
-from capa_probe.pruning.scoring import Scoring
+from capa_probe.pruning.modes import refuse_modes
+from capa_probe.pruning.ranking import choose, score
 from capa_probe.pruning.trace import Trace
 
 if TYPE_CHECKING:
@@ -107,38 +105,27 @@ class Engine:
         trace.end(forward.layers or [whole] * self.lvlm.n_layers)
 
     def _prefill(self, given: dict[str, Any]) -> Forward:
-        ids, padding, image = locate(self.lvlm, given)
-        batch, length = ids.shape
-        self.trace.begin(image >= 0, padding)
-        alone = (image < 0).all(dim=1)
+        forward = prefill(self.lvlm, given)
+        self.trace.begin(forward.image >= 0, forward.padding)
+        alone = (forward.image < 0).all(dim=1)
         if self.pruner.layers and bool(alone.any()):
             rows = ", ".join(str(row) for row in alone.nonzero().flatten().tolist())
-            which = "The prompt holds" if batch == 1 else f"Rows {rows} of the batch hold"
+            which = "The prompt holds" if len(alone) == 1 else f"Rows {rows} of the batch hold"
             warnings.warn(f"{which} no image and run unpruned.", stacklevel=2)
-        index = torch.arange(length, device=ids.device).expand(batch, -1)
-        return Forward(0, ids, padding, image, ~padding, index, ~padding)
+        return forward
 
     def _continuation(self, given: dict[str, Any], seen: int) -> Forward:
-        ids = given.get("input_ids")
-        if ids is None:
-            ids = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.long)
-        visual = ids == self.lvlm.family.image_token_id(self.lvlm.model)
-        encoded = given.get("mm_encoder_outputs") or {}
-        if given.get("pixel_values") is None and encoded.get("image") is None:
-            visual = torch.zeros_like(visual)  # a model may well generate the placeholder
+        forward = continuation(self.lvlm, given, seen)
         if self.pruner.layers and self.trace.prefills == 0:
             warnings.warn(
                 "A KV cache that was filled before the pruner was attached was given; its visual tokens stay.",
                 stacklevel=2,
             )
-        if self.pruner.layers and bool(visual.any()):
+        if self.pruner.layers and forward.has_images:
             warnings.warn(
                 "An image came in a later turn; only those of the first prefill are pruned.", stacklevel=2
             )
-        batch, length = ids.shape
-        index = torch.arange(length, device=ids.device).expand(batch, -1)
-        alive = torch.ones_like(visual)
-        return Forward(seen, ids, ~alive, image_index(visual), alive, index, alive)
+        return forward
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.forward is not None:
@@ -197,39 +184,20 @@ class Engine:
         return hidden, changed
 
     def _drop(self, forward: Forward, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states without what this pruning layer drops."""
         pruner = self.pruner
         if not forward.has_images or pruner.every_step:
             forward.kept[layer] = forward.alive
             return hidden
         if not pruner.uses_attention:
-            self._score(forward, layer, layer, None, hidden)
-        kept = pruner.choose(
-            forward.scores[layer],
-            forward.image,
-            forward.alive,
-            pruner.keeps[layer],
-            forward.protected.get(layer),
-        )
-        kept = kept.scatter(
-            1, forward.last[:, None], True
-        )  # the query of prefill, should an image end the prompt
+            score(pruner, forward, layer, at=layer, step=0, norm_eps=self.lvlm.norm_eps, residual=hidden)
+        # The query of prefill stays, should an image end the prompt.
+        kept = choose(pruner, forward, layer).scatter(1, forward.last[:, None], True)
         forward.alive = forward.kept[layer] = kept & forward.alive
         forward.stage += 1
-        slots = forward.alive.gather(1, forward.index)
-        if pruner.execution == "masked":
-            # Padding stays as the model's own mask has it.
-            forward.real = slots | forward.padding
-        else:
-            stay = slots & forward.real
-            slots = stay.clone()
-            slots[:, -1] = True  # generation reads the last row, padding or not
-            longest = int(slots.sum(dim=1).max())
-            order = slots.int().argsort(dim=1, stable=True)[:, -longest:]
-            # What fills up shorter rows are dropped tokens, marked as not real. Ascending, so that order is causal.
-            order = order.sort(dim=1).values
-            hidden = take(hidden, order)
-            forward.index, forward.real = forward.index.gather(1, order), stay.gather(1, order)
-        forward.hides = not bool(forward.real.all())
+        if pruner.execution == "compact":
+            return shorten(forward, hidden)
+        hide(forward)
         return hidden
 
     def _at_continuation(
@@ -251,30 +219,23 @@ class Engine:
 
     def _rerank(self, forward: Forward, layer: int) -> None:
         """With re-scoring: what the rest of this decode step sees."""
-        assert forward.entries is not None
-        alive = forward.alive
-        kept = self.pruner.choose(
-            forward.scores[layer],
-            forward.entries,
-            alive,
-            self.pruner.keeps[layer],
-            forward.protected.get(layer),
-        )
-        forward.alive = forward.now = forward.kept[layer] = kept & alive
+        kept = choose(self.pruner, forward, layer)
+        forward.alive = forward.now = forward.kept[layer] = kept & forward.alive
         if len(forward.kept) == 1:
             self.trace.steps.append({})
         self.trace.steps[-1][layer] = kept[:, : self.trace.visual.shape[1]].cpu()
 
-    # -- scoring
-
     def _on_attention(self, call: AttentionCall) -> None:
+        """Score on a layer's attention call, where something is dropped or ranked by it."""
         forward = self.forward
         if forward is None:
             return
+        settings: dict[str, Any] = {"at": call.layer, "norm_eps": self.lvlm.norm_eps, "call": call}
         layer = self.scored[call.layer]
         if forward.prefill:
             if not self.pruner.every_step and forward.has_images:
-                self._score(forward, call.layer, layer, call, forward.residuals.pop(call.layer, None))
+                residual = forward.residuals.pop(call.layer, None)
+                score(self.pruner, forward, layer, step=0, residual=residual, **settings)
             return
         entry = caches.at(forward.cache, call.layer)
         if not self.pruner.every_step or entry is None or forward.ids.shape[1] > 1:
@@ -282,60 +243,13 @@ class Engine:
         # From here on the positions of the step are the cache's entries: nothing was dropped from it.
         if not forward.kept:
             forward.entries, forward.alive = entry.image, entry.visible
-        self._score(forward, call.layer, layer, call, None)
-
-    @torch.no_grad()
-    def _score(
-        self, forward: Forward, at: int, layer: int, call: AttentionCall | None, residual: Tensor | None
-    ) -> None:
-        """Ask the method, and keep scores and protection by position."""
-        prefill = forward.prefill
-        images = forward.image if forward.entries is None else forward.entries
-        batch, length = images.shape
-        if prefill:
-            index = forward.index
-            query = (index == forward.last[:, None]).int().argmax(dim=1)
-        else:
-            index = torch.arange(length, device=images.device).expand(batch, -1)
-            query = torch.zeros(batch, dtype=torch.long, device=index.device)
-        alive = forward.alive.gather(1, index)
-        image = torch.where(alive, images.gather(1, index), -1)
-        step = 0 if prefill else len(self.trace.steps) + (not forward.kept)
-        scoring = Scoring(
-            at,
-            layer,
-            step,
-            query,
-            index,
-            image,
-            forward.ids,
-            forward.padding,
-            self.lvlm.norm_eps,
-            call,
-            residual,
-        )
-        scores = scoring.check(self.pruner.score_tokens(scoring), type(self.pruner).__name__).to(index.device)
-        scores = torch.where(image >= 0, scores, math.nan)
-        full = torch.full((batch, length), math.nan, device=index.device)
-        forward.scores[layer] = full.scatter(1, index, scores)
-        protected = self.pruner.protected(scoring)
-        if protected is not None:
-            none = torch.zeros((batch, length), dtype=torch.bool, device=index.device)
-            forward.protected[layer] = none.scatter(1, index, protected.to(index.device) & (image >= 0))
+        score(self.pruner, forward, layer, step=len(self.trace.steps) + (not forward.kept), **settings)
 
     # -- at the end of the decoder
 
     def _spread(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Put the hidden states of kept tokens back at their positions; NaN where there are none."""
+        """Every position has its row again; NaN at those that were dropped."""
         forward = self.forward
         if forward is None or not forward.prefill or forward.stage == 0:
             return None
-        batch, length = forward.ids.shape
-        index, real = forward.index.to(output.device), forward.real.to(output.device)
-        if self.pruner.execution == "masked":
-            return output.masked_fill(~real[..., None], math.nan)
-        real = real.clone()
-        real[:, -1] = True
-        full = output.new_full((batch, length, output.shape[-1]), math.nan)
-        rows = torch.arange(batch, device=output.device)[:, None]
-        return full.index_put((rows, index), output.masked_fill(~real[..., None], math.nan))
+        return (spread if self.pruner.execution == "compact" else blank)(forward, output)

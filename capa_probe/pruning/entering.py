@@ -1,10 +1,8 @@
-"""What comes into a forward: where its visual tokens are, and whether this way of running it can be pruned."""
+"""What comes into a forward: its tokens, and which of them are visual."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -12,7 +10,39 @@ from torch import Tensor
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.pruning.forward import Forward
 from capa_probe.pruning.keep import image_index
+
+
+def prefill(lvlm: HookedLVLM, given: Mapping[str, Any]) -> Forward:
+    """A prompt, with an empty KV cache.
+
+    Args:
+        lvlm: the model.
+        given: what its inner model was called with.
+
+    Raises:
+        CapaProbeError: there are no ids, video input, or visual tokens that do not match the images.
+    """
+    ids, padding, image = locate(lvlm, given)
+    return Forward(0, ids, padding, image, ~padding, _all_rows(ids), ~padding)
+
+
+def continuation(lvlm: HookedLVLM, given: Mapping[str, Any], seen: int) -> Forward:
+    """A decode step, or a later turn, on a KV cache that holds ``seen`` positions."""
+    ids = given.get("input_ids")
+    if ids is None:
+        ids = given["inputs_embeds"].new_full(given["inputs_embeds"].shape[:2], -1, dtype=torch.long)
+    visual = ids == lvlm.family.image_token_id(lvlm.model)
+    encoded = given.get("mm_encoder_outputs") or {}
+    if given.get("pixel_values") is None and encoded.get("image") is None:
+        visual = torch.zeros_like(visual)  # a model may well generate the placeholder
+    alive = torch.ones_like(visual)
+    return Forward(seen, ids, ~alive, image_index(visual), alive, _all_rows(ids), alive)
+
+
+def _all_rows(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
 
 
 def locate(lvlm: HookedLVLM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,42 +77,3 @@ def locate(lvlm: HookedLVLM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
     # LLaVA alone writes nothing around an image, but its images are all of one size.
     size = len(features.pooler_output[0]) if lvlm.family.name == "llava" else None
     return ids, padding, image_index(visual, size)
-
-
-def refuse_modes(cache: Any) -> None:
-    """Refuse ways of generating in which a prompt cannot be pruned once and for all.
-
-    Args:
-        cache: the KV cache that the forward was given, or None.
-
-    Raises:
-        CapaProbeError: assisted generation, a prefill in chunks, or generation without a cache.
-    """
-    callers = _generation_callers()
-    settings = callers["_prefill"].f_locals.get("generation_config") if "_prefill" in callers else None
-    if getattr(settings, "prefill_chunk_size", None) is not None:
-        raise CapaProbeError(
-            "Generation with prefill_chunk_size was asked for, which would score each piece of the prompt as if it "
-            "were all of it; leave prefill_chunk_size at None."
-        )
-    if "_assisted_decoding" in callers:
-        raise CapaProbeError(
-            "Assisted generation was asked for, whose drafts would be scored as the prompt; generate without "
-            "assistant_model and prompt_lookup_num_tokens."
-        )
-    if cache is None and callers:
-        raise CapaProbeError(
-            "Generation with use_cache=False was asked for, which would score and prune anew for every token; "
-            "leave use_cache at True."
-        )
-
-
-def _generation_callers() -> dict[str, FrameType]:
-    """The functions of ``generate`` that the present forward runs in, by name; none in a plain forward."""
-    found = {}
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "transformers.generation.utils":
-            found[frame.f_code.co_name] = frame
-        frame = frame.f_back
-    return found

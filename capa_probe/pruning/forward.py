@@ -58,6 +58,11 @@ class Forward:
         return self.seen == 0
 
     @property
+    def images(self) -> Tensor:
+        """Image index of what is ranked, -1 elsewhere: (batch, position), or (batch, entry) with re-scoring."""
+        return self.image if self.entries is None else self.entries
+
+    @property
     def last(self) -> Tensor:
         """(batch,) position of each sample's last token that is not padding."""
         columns = torch.arange(self.ids.shape[1], device=self.padding.device)
