@@ -213,6 +213,14 @@ def hellinger(
     return distance.clamp(max=1.0)
 
 
+def kl_divergence(
+    logits: Float[Tensor, "*shape outcome"], other: Float[Tensor, "*shape outcome"]
+) -> Float[Tensor, "*shape"]:
+    """Kullback-Leibler divergence KL(p || q) in nats of softmax(logits) from softmax(other), float32."""
+    p, q = logits.float().log_softmax(dim=-1), other.float().log_softmax(dim=-1)
+    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
+
+
 def resolve_tau(tau: float | str, d_model: int) -> float:
     """The threshold on sink strength for a residual stream of width ``d_model``.
 

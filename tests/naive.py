@@ -132,3 +132,12 @@ def hadamard_alpha(x: Nested, y: Nested) -> list[float]:
 
 def hellinger(p: list[float], q: list[float]) -> float:
     return math.sqrt(math.fsum((math.sqrt(a) - math.sqrt(b)) ** 2 for a, b in zip(p, q, strict=True)) / 2)
+
+
+def kl_divergence(logits: list[float], other: list[float]) -> float:
+    log_sums = [math.log(math.fsum(map(math.exp, row))) for row in (logits, other)]
+    return math.fsum(
+        math.exp(a - log_sums[0]) * ((a - log_sums[0]) - (b - log_sums[1]))
+        for a, b in zip(logits, other, strict=True)
+        if a > -math.inf
+    )

@@ -127,6 +127,26 @@ def test_hellinger_of_equal_and_of_disjoint_distributions() -> None:
     close(measures.hellinger(p, q), torch.tensor([1.0, 0.0]))
 
 
+@given(st.integers(2, 8), dtypes, seeds)
+def test_kl_divergence(outcomes: int, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p, q = ((3 * torch.randn(2, 3, outcomes, generator=generator)).to(dtype) for _ in range(2))
+    found = measures.kl_divergence(p, q)
+    rows = zip(p.flatten(0, 1).tolist(), q.flatten(0, 1).tolist(), strict=True)
+    close(found.flatten(), [max(0.0, naive.kl_divergence(*row)) for row in rows])
+    assert (found >= 0).all()
+    close(
+        measures.kl_divergence(p.float(), p.float() + 2), torch.zeros(2, 3), atol=1e-5
+    )  # softmax knows no offset
+    impossible = p.clone()
+    impossible[..., 0] = -torch.inf
+    close(
+        measures.kl_divergence(impossible, q).flatten()[0],
+        naive.kl_divergence(impossible.flatten(0, 1).tolist()[0], q.flatten(0, 1).tolist()[0]),
+    )
+    assert measures.kl_divergence(q, impossible).isposinf().all()
+
+
 # -- the threshold
 
 
