@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -70,17 +70,34 @@ def check_output(path: str | os.PathLike[str]) -> None:
     Raises:
         CapaProbeError: ``path`` is a file, a folder with other things in it, or in use by another process.
     """
+    check_folder(path, "profile", UNFINISHED_FILE, lambda at: is_unfinished(at) or is_finished(at))
+
+
+def check_folder(
+    path: str | os.PathLike[str], what: str, first_file: str, is_ours: Callable[[Path], bool]
+) -> None:
+    """Refuse a path at which no run of some kind can be begun, resumed or looked up.
+
+    Args:
+        path: the run's folder, which need not exist.
+        what: the kind of run, for the message.
+        first_file: what such a run writes before anything else, and may have died over.
+        is_ours: whether a folder holds such a run, finished or not.
+
+    Raises:
+        CapaProbeError: ``path`` is a file, a folder with other things in it, or in use by another process.
+    """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise CapaProbeError(f"{path} is a file; give a folder to write the profile to.")
+        raise CapaProbeError(f"{path} is a file; give a folder to write the {what} to.")
     if not folder.is_dir():
         return
     if (folder / _LOCK_FILE).exists():
         with locked(folder):
             pass
-    others = {file.name for file in folder.iterdir()} - {_LOCK_FILE, f"{UNFINISHED_FILE}.tmp"}
-    if others and not is_unfinished(folder) and not is_finished(folder):
-        raise CapaProbeError(f"{path} is not empty and holds no profile; give a new or empty folder.")
+    others = {file.name for file in folder.iterdir()} - {_LOCK_FILE, f"{first_file}.tmp"}
+    if others and not is_ours(folder):
+        raise CapaProbeError(f"{path} is not empty and holds no {what}; give a new or empty folder.")
 
 
 def begin(

@@ -1,0 +1,1 @@
+"""Runs a model to compare: the confirmation of the findings, with intervals and paired tests."""
