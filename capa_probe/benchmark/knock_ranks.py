@@ -1,4 +1,4 @@
-"""Do scores rank tokens as their true effects do? Per sample rank agreement, and its mean over samples.
+"""Do scores rank tokens as their true effects do? Rank agreement within each sample.
 
 - Spearman's rho: Pearson's correlation of the two rankings, ties getting their mean rank.
 - Kendall's tau-b (Kendall 1945): concordant less discordant pairs, over the geometric mean of the numbers of pairs that
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import kendalltau, rankdata
 
-from capa_probe.benchmark.statistics import holm, mean_interval, paired_difference
 from capa_probe.pruning.keep import n_kept
 
 Array = npt.NDArray[np.float64]
@@ -77,7 +76,13 @@ def correlate(
     for values, group in tokens.groupby(keys, sort=False):
         own = group.sort_values("position")
         sample, task, layer, scored_at = values
-        place = {"sample": sample, "task": task, "image": images[sample], "layer": layer, "scored_at": scored_at}
+        place = {
+            "sample": sample,
+            "task": task,
+            "image": images[sample],
+            "layer": layer,
+            "scored_at": scored_at,
+        }
         rows += [
             {**place, "effect": effect, "score": score, "n_tokens": len(own)}
             | agreement(own[effect].to_numpy(), own[score].to_numpy(), top)
@@ -86,74 +91,6 @@ def correlate(
         ]
     names = ["sample", "task", "image", "layer", "scored_at", "effect", "score", "n_tokens", *STATISTICS]
     return pd.DataFrame(rows, columns=names)
-
-
-def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean agreement over samples, with its 95 % interval, per (layer, scored_at, effect, score).
-
-    Args:
-        rows: what :func:`correlate` returns.
-        seed: of the intervals.
-
-    Returns:
-        layer, scored_at, effect, score, n samples with and n_not_judged without a value, and for each statistic
-        its mean, ``<statistic>_low`` and ``<statistic>_high``.
-    """
-    keys = ["layer", "scored_at", "effect", "score"]
-    found = []
-    for values, group in rows.groupby(keys, sort=False):
-        row: dict[str, Any] = dict(zip(keys, values, strict=True))
-        n_not_judged = int(group["spearman"].isna().sum())
-        row |= {"n": len(group) - n_not_judged, "n_not_judged": n_not_judged}
-        for statistic in STATISTICS:
-            interval = mean_interval(group[statistic].to_numpy(), group["image"].to_numpy(), seed)
-            row |= {
-                statistic: interval.mean,
-                f"{statistic}_low": interval.low,
-                f"{statistic}_high": interval.high,
-            }
-        found.append(row)
-    ends = [name + end for name in STATISTICS for end in ("", "_low", "_high")]
-    return pd.DataFrame(found, columns=[*keys, "n", "n_not_judged", *ends])
-
-
-def compare(rows: pd.DataFrame, first: str = "contribution", seed: int = 0) -> pd.DataFrame:
-    """How much better one score agrees than every other, sample by sample.
-
-    Args:
-        rows: what :func:`correlate` returns.
-        first: the score that is compared with all others.
-        seed: of the intervals and tests.
-
-    Returns:
-        One row per (layer, scored_at, effect, measure, second), measure being a statistic: first, second, difference
-        (mean of first less second), low, high, n, n_images, p of the paired sign-flip test, and p_holm, corrected over
-        the layers and scores of one (scored_at, effect, measure).
-    """
-    keys, found = ["layer", "scored_at", "effect"], []
-    for values, group in rows.groupby(keys, sort=False):
-        image = group.drop_duplicates("sample").set_index("sample")["image"]
-        for measure in STATISTICS:
-            wide = group.pivot_table(index="sample", columns="score", values=measure, dropna=False)
-            wide = wide.reindex(index=image.index)
-            for second in group["score"].unique():
-                if second == first:
-                    continue
-                pair = paired_difference(wide[first].to_numpy(), wide[second].to_numpy(), image.to_numpy(), seed)
-                row = dict(zip(keys, values, strict=True))
-                row |= {"measure": measure, "first": first, "second": second, "difference": pair.mean}
-                row |= {"low": pair.low, "high": pair.high, "n": pair.n, "n_images": pair.n_clusters, "p": pair.p}
-                found.append(row)
-    tests = pd.DataFrame(found, columns=_TEST_COLUMNS)
-    families = tests.groupby(["scored_at", "effect", "measure"], sort=False)["p"]
-    tests["p_holm"] = families.transform(lambda p: holm(p.to_numpy()))
-    return tests
-
-
-_TEST_COLUMNS = [
-    *("layer", "scored_at", "effect", "measure", "first", "second"),
-    *("difference", "low", "high", "n", "n_images", "p"),
-]
 
 
 def _constant(values: Array) -> bool:

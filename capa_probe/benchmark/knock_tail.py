@@ -82,8 +82,8 @@ def run_vanilla(
     answered = torch.as_tensor(answer, dtype=torch.long, device=ids.device)
     if len(ids) != 1 or bool(spans.padding.any()):
         raise CapaProbeError(
-            f"A batch of {len(ids)} samples{' with padding' if spans.padding.any() else ''} was given; knock out tokens "
-            "of one sample at a time, without padding."
+            f"A batch of {len(ids)} samples{' with padding' if spans.padding.any() else ''} was given; knock out "
+            "tokens of one sample at a time, without padding."
         )
     if answered.ndim != 1 or not len(answered):
         raise CapaProbeError("An answer without a token was given; give the ids of the model's own answer.")

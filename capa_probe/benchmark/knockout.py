@@ -1,11 +1,11 @@
 """Experiment 2: is attention contribution the better proxy of what a visual token does?
 
-Each visual token is knocked out by itself, exactly: from layer l on nobody sees it, as if it alone had been pruned before
-layer l. What this does to the output is the truth that every score claims to foretell. Scores are measured where the
-knock-out is not: in the undisturbed run, from the last prompt token.
+Each visual token is knocked out by itself, exactly: from layer l on nobody sees it, as if it alone had been pruned
+before layer l. What this does to the output is the truth that every score claims to foretell. The scores come from the
+undisturbed run, with the last prompt token as query.
 
-Tables: ``knockout`` (mean rank agreement per layer, reading, effect and score), ``knockout_tests`` (contribution against
-every other score, paired over samples), ``knockout_rows`` (per sample) and ``knockout_tokens`` (per token).
+Tables: ``knockout`` (mean rank agreement per layer, reading, effect and score), ``knockout_tests`` (contribution
+against every other score, paired over samples), ``knockout_rows`` (per sample) and ``knockout_tokens`` (per token).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from capa_probe.benchmark.answers import prepare
-from capa_probe.benchmark.knock_ranks import compare, correlate, summarise
+from capa_probe.benchmark.knock_means import differences, means
+from capa_probe.benchmark.knock_ranks import STATISTICS, correlate
 from capa_probe.benchmark.knock_spread import digest, spread
 from capa_probe.benchmark.knock_tail import SCORES, Vanilla, effects, knock_out, run_vanilla
 from capa_probe.benchmark.setup import Setup, images_keys, key_of
@@ -52,8 +53,8 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
     layers = setup.settings.knockout_layers or tuple(setup.stages().values())
     if not layers or min(layers) < 1 or max(layers) >= setup.lvlm.n_layers:
         raise CapaProbeError(
-            f"knockout_layers={tuple(layers)} was given for a model of {setup.lvlm.n_layers} layers; give layers from 1 "
-            f"to {setup.lvlm.n_layers - 1}."
+            f"knockout_layers={tuple(layers)} was given for a model of {setup.lvlm.n_layers} layers; give layers from "
+            f"1 to {setup.lvlm.n_layers - 1}."
         )
     parts = []
     for sample in setup.bar(spread(setup.samples, images, setup.settings.knockout_samples), "knockout"):
@@ -62,10 +63,18 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
             key = key_of({"layer": layer, "sample": digest(sample.id)})
             parts.append(setup.store.part("knockout", key, once.maker(layer)))
     tokens = pd.concat(parts, ignore_index=True)
-    rows = correlate(tokens, images, EFFECTS, (*SCORES, RANDOM))
+    rows, seed = correlate(tokens, images, EFFECTS, (*SCORES, RANDOM)), setup.settings.seed
     return {
-        "knockout": summarise(rows, setup.settings.seed),
-        "knockout_tests": compare(rows, seed=setup.settings.seed),
+        "knockout": means(rows, ["layer", "scored_at", "effect", "score"], STATISTICS, seed=seed),
+        "knockout_tests": differences(
+            rows,
+            ["layer", "scored_at", "effect"],
+            "score",
+            SCORES[0],
+            STATISTICS,
+            family=["scored_at", "effect", "measure"],
+            seed=seed,
+        ),
         "knockout_rows": rows,
         "knockout_tokens": tokens,
     }
@@ -84,8 +93,8 @@ def knockout_table(
         batch_size: copies of the prompt that run at a time.
 
     Returns:
-        One row per (scored_at, token): layer, scored_at ("previous": scores of layer l - 1's attention, "same": of layer
-        l's own), position, image (index within the sample), tile, row, col, the effects
+        One row per (scored_at, token): layer, scored_at ("previous": scores of layer l - 1's attention, "same": of
+        layer l's own), position, image (index within the sample), tile, row, col, the effects
         (:func:`~capa_probe.benchmark.knock_tail.effects`), and the scores, all from the last prompt token.
     """
     measured = [effects(vanilla, logits) for _, logits in knock_out(lvlm, vanilla, layer, None, batch_size)]
