@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.frames import Box, cropped_frame
 from capa_probe.lvlm.spans import ImageSpan, runs, square_grid
 
 if TYPE_CHECKING:
@@ -120,6 +121,14 @@ class Family(ABC):
         """
         return image
 
+    def frame(self, processor: Any, size: tuple[int, int]) -> Box:
+        """Where :meth:`seen` lies in an image of this (height, width), in its pixels; it may reach beyond.
+
+        Raises:
+            CapaProbeError: that is not known for this processor.
+        """
+        return 0.0, 0.0, float(size[1]), float(size[0])
+
 
 class Llava(Family):
     """LLaVA-1.5: a fixed square grid per image, from a CLIP-like tower."""
@@ -174,6 +183,10 @@ class Llava(Family):
         pixels = batch["pixel_values"][0].float().clamp(0, 255).round().byte()
         height, width = (size - size % processor.patch_size for size in pixels.shape[-2:])
         return fromarray(pixels[:, :height, :width].permute(1, 2, 0).numpy())
+
+    def frame(self, processor: Any, size: tuple[int, int]) -> Box:
+        """The middle, where the processor crops."""
+        return cropped_frame(processor.image_processor, size, processor.patch_size)
 
 
 class Qwen25VL(Family):
