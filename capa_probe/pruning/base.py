@@ -101,6 +101,11 @@ class Pruner(ABC):
         return dict(zip(self.layers, keep, strict=True))
 
     @property
+    def scored_by(self) -> str | None:
+        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it counts nothing for them."""
+        return None
+
+    @property
     def every_step(self) -> bool:
         """Whether tokens are ranked anew at every decode step, instead of dropped once at prefill."""
         return False
