@@ -23,7 +23,7 @@ def run(
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="An image; may be given several times.")
     ] = None,
-    method: Annotated[str, typer.Option(help="capa, fastv or random.")] = "capa",
+    method: Annotated[str, typer.Option(help="capa, fastv, random or vision-attention.")] = "capa",
     keep: Annotated[
         str,
         typer.Option(

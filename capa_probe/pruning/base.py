@@ -64,6 +64,8 @@ class Pruner(ABC):
 
     #: Whether it scores by an attention call. If not, it is asked just before the pruning layer, which may be 0.
     uses_attention: ClassVar[bool] = True
+    #: What it reads of the vision tower, through ``scoring.tower``: "features", "attention", or both.
+    tower: ClassVar[tuple[Literal["features", "attention"], ...]] = ()
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -132,7 +134,7 @@ class Pruner(ABC):
     def alongside(
         self, lvlm: HookedLVLM, visual_rows: VisualRows, trace: Trace
     ) -> AbstractContextManager[Any]:
-        """What else runs while the pruner is attached, such as listeners in the vision tower, or another FFN."""
+        """What else runs while the pruner is attached, such as another FFN."""
         return nullcontext()
 
     @contextmanager

@@ -13,11 +13,13 @@ from capa_probe.pruning.base import Pruner
 from capa_probe.pruning.capa import CAPA
 from capa_probe.pruning.fastv import FastV
 from capa_probe.pruning.random_tokens import Random
+from capa_probe.pruning.vision_attention import VisionAttention
 
 METHODS: dict[str, type[Pruner]] = {
     "capa": CAPA,
     "fastv": FastV,
     "random": Random,
+    "vision-attention": VisionAttention,
 }
 
 
