@@ -83,6 +83,27 @@ def summary_table(prof: LayerProfile, findings: Findings) -> Table:
     return table
 
 
+def claims_table(claims: pd.DataFrame) -> Table:
+    """The paper's claims with their verdicts, one row each, with what decides below."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
+    for heading in ("", "claim, and the numbers that decide", "where", "verdict"):
+        table.add_column(heading, overflow="fold")
+    styles = {"holds": "green", "does not hold": "red"}
+    before = None
+    for row in claims.to_dict("records"):
+        verdict = escape(row["verdict"])
+        style = styles.get(row["verdict"])
+        claim = escape(row["claim"]) + "\n" if row["claim"] != before else ""
+        table.add_row(
+            str(row["experiment"]) if row["claim"] != before else "",
+            f"{claim}[dim]{escape(row['numbers'])}[/dim]",
+            escape(row["where"]),
+            f"[{style}]{verdict}[/{style}]" if style else verdict,
+        )
+        before = row["claim"]
+    return table
+
+
 def _cell(column: str, value: Any) -> str:
     if isinstance(value, str):
         return value

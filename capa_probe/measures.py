@@ -216,9 +216,12 @@ def hellinger(
 def kl_divergence(
     logits: Float[Tensor, "*shape outcome"], other: Float[Tensor, "*shape outcome"]
 ) -> Float[Tensor, "*shape"]:
-    """Kullback-Leibler divergence KL(p || q) in nats of softmax(logits) from softmax(other), float32."""
-    p, q = logits.float().log_softmax(dim=-1), other.float().log_softmax(dim=-1)
-    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
+    """Kullback-Leibler divergence KL(p || q) in nats, p = softmax(logits), q = softmax(other); float32.
+
+    Summed in float64, since the terms of two distributions that are close cancel.
+    """
+    p, q = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
+    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0).float()
 
 
 def resolve_tau(tau: float | str, d_model: int) -> float:

@@ -52,6 +52,7 @@ LAYERS = (
     "demo",
     "console",
     "jobs",
+    "one_run",
     "cli",
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))

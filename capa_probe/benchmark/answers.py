@@ -37,19 +37,6 @@ def is_correct(text: str, answers: Sequence[str]) -> float:
     return float(normalise(text) in {normalise(answer) for answer in answers})
 
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``KL(p || q) = sum p (log p - log q)`` in nats over the last axis, from log-probabilities, in float64.
-
-    Args:
-        log_p: (..., outcome) log-probabilities of the reference.
-        log_q: (..., outcome) of what is compared with it.
-    """
-    p, q = log_p.double(), log_q.double()
-    # An outcome that p gives nothing adds nothing, whatever q says.
-    terms = torch.where(p.isinf(), 0.0, p.exp() * (p - q))
-    return terms.sum(dim=-1).clamp(min=0.0)
-
-
 @dataclass(frozen=True)
 class Answered:
     """What a batch of prompts gave.

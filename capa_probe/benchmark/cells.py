@@ -29,10 +29,10 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 import torch
 
-from capa_probe.benchmark.answers import answer, is_correct, kl_divergence, normalise
+from capa_probe.benchmark.answers import answer, is_correct, normalise
 from capa_probe.benchmark.setup import Setup, images_keys, key_of
 from capa_probe.benchmark.store import Store
-from capa_probe.measures import hellinger
+from capa_probe.measures import hellinger, kl_divergence
 from capa_probe.pruning import Pruner
 from capa_probe.samples import Sample
 

@@ -66,7 +66,11 @@ class Paired(Interval):
 
 
 def mean_interval(
-    values: npt.ArrayLike, clusters: npt.ArrayLike | None = None, seed: int = 0, resamples: int = RESAMPLES
+    values: npt.ArrayLike,
+    clusters: npt.ArrayLike | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    proportion: bool = True,
 ) -> Interval:
     """Mean with its 95 % percentile interval under the cluster bootstrap.
 
@@ -78,6 +82,7 @@ def mean_interval(
         clusters: (sample,) anything that samples of one image share; None takes each sample for itself.
         seed: of the resampling.
         resamples: how often clusters are drawn.
+        proportion: False for a measure that may well be 0 or 1 for all samples without being a proportion.
 
     Returns:
         NaN and n = 0 where there is no value; NaN for the ends where there is but one cluster.
@@ -87,10 +92,10 @@ def mean_interval(
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
     mean = float(sums.sum() / n)
-    if mean in (0.0, 1.0) and bool((sums == mean * sizes).all()):
+    if proportion and mean in (0.0, 1.0) and bool((sums == mean * sizes).all()):
         ends = binomtest(round(mean * k), k).proportion_ci(LEVEL, method="wilson")
         return Interval(mean, float(ends.low), float(ends.high), n, k)
-    if k == 1:
+    if k == 1:  # nothing to resample
         return Interval(mean, math.nan, math.nan, n, k)
     drawn = _draws(k, resamples, seed)
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -128,11 +133,8 @@ def paired_difference(
             f"{a.size} and {b.size} values were given to a paired test; give one of each per sample."
         )
     differences = a - b
-    interval = mean_interval(differences, clusters, seed, resamples)
+    interval = mean_interval(differences, clusters, seed, resamples, proportion=False)
     sums, _ = _per_cluster(differences, clusters)
-    if _all_zero_or_one(differences):  # Wilson's interval is one of proportions, not of differences
-        same = interval.mean
-        interval = Interval(same, same, same, interval.n, interval.n_clusters)
     return Paired(**vars(interval), p=sign_flip_p(sums, seed, flips))
 
 
@@ -168,11 +170,6 @@ def holm(p: npt.ArrayLike) -> Array:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * given[order]))
     return adjusted
-
-
-def _all_zero_or_one(values: Array) -> bool:
-    there = values[~np.isnan(values)]
-    return len(there) > 0 and there[0] in (0.0, 1.0) and bool((there == there[0]).all())
 
 
 def _per_cluster(values: npt.ArrayLike, clusters: npt.ArrayLike | None) -> tuple[Array, Array]:

@@ -83,7 +83,7 @@ def parse_dims(text: str | None) -> list[int] | str | None:
     return [int(number) for number in numbers]
 
 
-def parse_layers(text: str) -> list[int]:
+def parse_layers(text: str, option: str = "--layers") -> list[int]:
     """``--layers``: whole numbers and ranges (both ends included) with commas between, such as ``2-5,7``."""
     layers: list[int] = []
     for part in text.split(","):
@@ -91,10 +91,24 @@ def parse_layers(text: str) -> list[int]:
         ends = (first, last if dash else first)
         if not all(end.isdecimal() and len(end) <= 4 for end in ends) or int(ends[0]) > int(ends[1]):
             raise CapaProbeError(
-                f"--layers {text} was given; give layers or rising ranges with commas between, such as 2-5,7."
+                f"{option} {text} was given; give layers or rising ranges with commas between, such as 2-5,7."
             )
         layers += range(int(ends[0]), int(ends[1]) + 1)
     return layers
+
+
+def parse_keep(text: str) -> float | int | tuple[float | int, ...]:
+    """``--keep``: a share, or a whole number of tokens above 1; or several, with commas between."""
+    keeps = []
+    for part in text.split(","):
+        try:
+            keeps.append(int(part) if part.strip().isdecimal() else float(part))
+        except ValueError:
+            raise CapaProbeError(
+                f"--keep {text} was given; give a share of the visual tokens in (0, 1], such as 0.25, or a whole "
+                "number of them above 1; several for several layers, with commas between."
+            ) from None
+    return keeps[0] if len(keeps) == 1 else tuple(keeps)
 
 
 def check_eta(eta: float) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.frames import Box, cropped_frame
 from capa_probe.lvlm.spans import ImageSpan, runs, square_grid
+from capa_probe.lvlm.towers import ClipTower, InternVLTower, QwenTower, Tower
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +57,8 @@ class Family(ABC):
     architecture: ClassVar[str]
     example: ClassVar[str]
     schedule: ClassVar[PaperSchedule]
+    #: Where its vision tower is, and which patches a visual token is made of; needed by methods that read the tower.
+    tower: ClassVar[Tower | None] = None
     #: (d_model, layers, d_mlp) of a checkpoint to the sink dimensions published for it.
     published_sink_dims: ClassVar[Mapping[tuple[int, int, int], tuple[int, ...]]] = {}
     #: Prompt for processors that ship none; {images} and {question} are filled in.
@@ -137,6 +140,7 @@ class Llava(Family):
     architecture = "LlavaForConditionalGeneration"
     example = "llava-hf/llava-1.5-7b-hf"
     schedule = PaperSchedule("llava-1.5-7b", (5, 12, 16), (*range(2, 6), *range(22, 30)))
+    tower = ClipTower()
     # "See What You Are Told" (VisAttnSink), published code.
     published_sink_dims: ClassVar = {(4096, 32, 11008): (1415, 2533), (5120, 40, 13824): (2100, 4743)}
     fallback_prompt = "USER: {images}\n{question} ASSISTANT:"
@@ -196,6 +200,7 @@ class Qwen25VL(Family):
     architecture = "Qwen2_5_VLForConditionalGeneration"
     example = "Qwen/Qwen2.5-VL-7B-Instruct"
     schedule = PaperSchedule("qwen2.5-vl-7b", (3, 11, 21), (*range(2, 6), *range(13, 20)))
+    tower = QwenTower()
     # Third-party measurements, not by the authors of either paper.
     published_sink_dims: ClassVar = {(3584, 28, 18944): (458, 2570), (2048, 36, 11008): (318, 1819, 1874)}
 
@@ -255,6 +260,7 @@ class InternVL(Family):
     architecture = "InternVLForConditionalGeneration"
     example = "OpenGVLab/InternVL3-8B-hf"
     schedule = PaperSchedule("internvl3-8b", (3, 11, 21), (*range(2, 5), *range(14, 21)))
+    tower = InternVLTower()
 
     def images(
         self,

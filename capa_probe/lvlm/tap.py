@@ -1,4 +1,4 @@
-"""The attention tap: sees q, k and v of every text attention call, on the model's own fast backend.
+"""The attention tap: sees q, k and v of an attention call, on the model's own fast backend.
 
 transformers lets a program register an attention function by name. Two are registered here, once: each calls
 the stock function it stands for (SDPA, or the model file's own eager function), so outputs stay bit-identical,
@@ -42,6 +42,7 @@ class AttentionCall:
         scaling: factor on q·k.
         o_proj: the output projection that follows.
         pattern: (batch, head, query, key) that a listener put in the place of the softmax, or None.
+        causal: whether, without a mask, a query sees no later key; False in a vision tower.
     """
 
     layer: int
@@ -52,6 +53,7 @@ class AttentionCall:
     scaling: float
     o_proj: nn.Module
     pattern: Tensor | None = None
+    causal: bool = True
 
     def probabilities(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Attention probabilities of the query rows [start, stop): (batch, head, query, key), float32."""
@@ -92,7 +94,7 @@ class AttentionCall:
         """For query indices (batch, query): what each may see (bool) and what is added to its scores."""
         n_queries, n_keys = self.query.shape[2], self.key.shape[2]
         if self.mask is None:
-            if n_queries == 1:
+            if n_queries == 1 or not self.causal:
                 return None, None
             keys = torch.arange(n_keys, device=self.query.device)
             return (keys <= queries[..., None])[:, None], None  # upper-left aligned, as SDPA's is_causal
@@ -133,8 +135,12 @@ def _tapped(stock_of: Callable[[nn.Module], Callable[..., Any]]) -> Callable[...
         if not listeners:
             return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        o_proj = module.get_submodule("o_proj")
-        call = AttentionCall(0, query, key, value, attention_mask, factor, o_proj)
+        causal = kwargs.get("is_causal")
+        if causal is None:
+            causal = getattr(module, "is_causal", True)
+        call = AttentionCall(
+            0, query, key, value, attention_mask, factor, _output_projection(module), causal=bool(causal)
+        )
         for layer, listener in tuple(listeners):
             call = listener.on_call(replace(call, layer=layer))
         output, weights = stock(
@@ -147,6 +153,12 @@ def _tapped(stock_of: Callable[[nn.Module], Callable[..., Any]]) -> Callable[...
         return output, weights
 
     return attention
+
+
+def _output_projection(module: nn.Module) -> nn.Module:
+    """The output projection of an attention module: decoders call it o_proj, vision towers otherwise."""
+    names = dict(module.named_children())
+    return next(names[name] for name in ("o_proj", "out_proj", "proj", "projection_layer") if name in names)
 
 
 def attend(pattern: Tensor, value: Tensor) -> Tensor:
@@ -210,7 +222,10 @@ def check_backend(text_model: PreTrainedModel) -> None:
 
 
 def listen(text_model: PreTrainedModel, module: nn.Module, layer: int, listener: Listener) -> None:
-    """Show ``listener`` every call of one attention module; switches the text tower to the tap on first use."""
+    """Show ``listener`` every call of one attention module of a text or vision tower.
+
+    On first use the tower is switched to the tap.
+    """
     key = id(text_model.config)
     switch = _SWITCHES.get(key)
     if switch is None:

@@ -6,5 +6,6 @@ from capa_probe.pruning.fastv import FastV
 from capa_probe.pruning.random_tokens import Random
 from capa_probe.pruning.scoring import Scoring
 from capa_probe.pruning.trace import Trace
+from capa_probe.pruning.vision_attention import VisionAttention
 
-__all__ = ["CAPA", "FastV", "Pruner", "Random", "Scoring", "Trace"]
+__all__ = ["CAPA", "FastV", "Pruner", "Random", "Scoring", "Trace", "VisionAttention"]

@@ -64,6 +64,8 @@ class Pruner(ABC):
 
     #: Whether it scores by an attention call. If not, it is asked just before the pruning layer, which may be 0.
     uses_attention: ClassVar[bool] = True
+    #: What it reads of the vision tower, through ``scoring.tower``: "features", "attention", or both.
+    tower: ClassVar[tuple[Literal["features", "attention"], ...]] = ()
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -101,6 +103,11 @@ class Pruner(ABC):
         return dict(zip(self.layers, keep, strict=True))
 
     @property
+    def scored_by(self) -> str | None:
+        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it counts nothing for them."""
+        return None
+
+    @property
     def every_step(self) -> bool:
         """Whether tokens are ranked anew at every decode step, instead of dropped once at prefill."""
         return False
@@ -127,7 +134,7 @@ class Pruner(ABC):
     def alongside(
         self, lvlm: HookedLVLM, visual_rows: VisualRows, trace: Trace
     ) -> AbstractContextManager[Any]:
-        """What else runs while the pruner is attached, such as listeners in the vision tower, or another FFN."""
+        """What else runs while the pruner is attached, such as another FFN."""
         return nullcontext()
 
     @contextmanager

@@ -113,6 +113,11 @@ class CAPA(Pruner):
         return cls(**{"layers": layers, "keep": 0.25, "ffn": stand_in, **options})
 
     @property
+    def scored_by(self) -> str:
+        """The chosen measure."""
+        return self.score
+
+    @property
     def every_step(self) -> bool:
         """Whether tokens are ranked anew at every decode step, which saves no prefill."""
         return self.rescore == "every_step"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall, HookedLVLM
+from capa_probe.lvlm.tower_view import TowerListener
 from capa_probe.pruning import cache as caches
 from capa_probe.pruning.arguments import at_continuation, at_prefill
 from capa_probe.pruning.dropping import blank, hide, shorten, spread
@@ -43,6 +44,11 @@ class Engine:
         self.forward: Forward | None = None
         self.rotary = lvlm.family.text_model(lvlm.model).rotary_emb
         same = pruner.score_at == "same" and pruner.uses_attention
+        self.tower = (
+            TowerListener(lvlm, attention="attention" in pruner.tower)
+            if pruner.tower and pruner.layers
+            else None
+        )
         #: Layer before which tokens go -> the pruning layer, as the user counts them.
         self.drops = {layer + same: layer for layer in pruner.layers}
         #: Scored layer -> the pruning layer.
@@ -70,6 +76,8 @@ class Engine:
                 hook(text.norm.register_forward_hook(self._spread))
             if self.scored:
                 stack.enter_context(self.lvlm.attention_calls(self._on_attention, self.scored))
+            if self.tower is not None:
+                stack.enter_context(self.tower.listening())
             yield
 
     def visual_rows(self, layer: int) -> Tensor | None:
@@ -95,6 +103,8 @@ class Engine:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         forward, self.forward = self.forward, None
+        if self.tower is not None:
+            self.tower.forget()
         if forward is None or not forward.prefill or output is None:
             return
         trace = self.trace
@@ -190,7 +200,8 @@ class Engine:
             forward.kept[layer] = forward.alive
             return hidden
         if not pruner.uses_attention:
-            score(pruner, forward, layer, at=layer, step=0, norm_eps=self.lvlm.norm_eps, residual=hidden)
+            settings: dict[str, Any] = {"at": layer, "norm_eps": self.lvlm.norm_eps, "tower": self.tower}
+            score(pruner, forward, layer, step=0, residual=hidden, **settings)
         # The query of prefill stays, should an image end the prompt.
         kept = choose(pruner, forward, layer).scatter(1, forward.last[:, None], True)
         forward.alive = forward.kept[layer] = kept & forward.alive
@@ -235,7 +246,7 @@ class Engine:
         if forward.prefill:
             if not self.pruner.every_step and forward.has_images:
                 residual = forward.residuals.pop(call.layer, None)
-                score(self.pruner, forward, layer, step=0, residual=residual, **settings)
+                score(self.pruner, forward, layer, step=0, residual=residual, tower=self.tower, **settings)
             return
         entry = caches.at(forward.cache, call.layer)
         if not self.pruner.every_step or entry is None or forward.ids.shape[1] > 1:

@@ -21,6 +21,11 @@ class FastV(Pruner):
     layers: tuple[int, ...] = (2,)
     keep: Keep | tuple[Keep, ...] = 0.5
 
+    @property
+    def scored_by(self) -> str:
+        """One row of the attention pattern."""
+        return "attention"
+
     def score_tokens(self, scoring: Scoring) -> Tensor:
         """Mean attention probability over heads."""
         return scoring.row.mean(dim=1)

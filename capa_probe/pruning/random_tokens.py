@@ -25,6 +25,11 @@ class Random(Pruner):
 
     uses_attention = False
 
+    @property
+    def scored_by(self) -> str:
+        """Nothing that is counted."""
+        return "random"
+
     def score_tokens(self, scoring: Scoring) -> Tensor:
         """Uniform numbers in [0, 1)."""
         return random_scores(scoring, self.seed)

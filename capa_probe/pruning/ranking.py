@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from capa_probe.lvlm import AttentionCall
+from capa_probe.lvlm.tower_view import TowerListener
 from capa_probe.pruning.forward import Forward
 from capa_probe.pruning.scoring import Scoring
+from capa_probe.pruning.tower import place
 
 if TYPE_CHECKING:
     from capa_probe.pruning.base import Pruner
@@ -27,6 +29,7 @@ def score(
     norm_eps: float,
     call: AttentionCall | None = None,
     residual: Tensor | None = None,
+    tower: TowerListener | None = None,
 ) -> None:
     """Ask the method, and note its scores and what it protects by position.
 
@@ -39,8 +42,9 @@ def score(
         norm_eps: epsilon of the model's RMSNorm.
         call: attention call of that layer, where the method reads one.
         residual: residual stream that enters that layer, where the method asks for it.
+        tower: listener on the vision tower, likewise.
     """
-    images = forward.images
+    images, name = forward.images, type(pruner).__name__
     batch, length = images.shape
     if forward.prefill:
         index = forward.index
@@ -61,8 +65,9 @@ def score(
         norm_eps=norm_eps,
         attention=call,
         residual=residual,
+        tower=None if tower is None else place(tower.view(), images, index, name),
     )
-    scores = scoring.check(pruner.score_tokens(scoring), type(pruner).__name__).to(index.device)
+    scores = scoring.check(pruner.score_tokens(scoring), name).to(index.device)
     nowhere = torch.full((batch, length), math.nan, device=index.device)
     forward.scores[layer] = nowhere.scatter(1, index, torch.where(image >= 0, scores, math.nan))
     protected = pruner.protected(scoring)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall
+from capa_probe.lvlm.tower_view import TowerView
 from capa_probe.measures import attention_contribution
 
 
@@ -32,6 +33,8 @@ class Scoring:
         norm_eps: epsilon of the model's RMSNorm.
         attention: the layer's attention call; None for a method that reads no attention.
         residual: (batch, query, d_model) residual stream entering the layer; only where a method asks for it.
+        tower: what the vision tower made of the images, with axes (batch, key, patch, ...), zeros at keys that are not
+            visual; only where a method asks for it.
     """
 
     layer: int
@@ -45,6 +48,7 @@ class Scoring:
     norm_eps: float
     attention: AttentionCall | None = None
     residual: Tensor | None = None
+    tower: TowerView | None = None
 
     @property
     def visual(self) -> Tensor:
