@@ -21,7 +21,7 @@ import torch
 import typer
 
 from capa_probe.demo import demo_data_path
-from capa_probe.demo.questions import TASKS
+from capa_probe.demo.worlds import SMALL
 from capa_probe.samples import load_samples
 from demo_training.architecture import Parts
 from demo_training.evaluation import evaluate, mean_of_main_tasks, misses_bar
@@ -59,7 +59,7 @@ def main(
 
     model, processor = parts.lvlm.eval(), build_processor()
     results = evaluate(model, processor, load_samples(demo_data_path("test")))
-    for task in TASKS:
+    for task in SMALL.tasks:
         typer.echo(
             f"{task:10} {results[task]['accuracy']:.3f} "
             f"[{results[task]['low']:.3f}, {results[task]['high']:.3f}]  blank {results[task]['blank']:.3f}"

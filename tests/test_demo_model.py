@@ -15,8 +15,8 @@ from transformers import (
 
 import capa_probe as cp
 from capa_probe.demo import demo_data_path, demo_model_path
-from capa_probe.demo.questions import MAIN_TASKS, TASKS
-from capa_probe.demo.scenes import blank_image
+from capa_probe.demo.drawing import blank_image
+from capa_probe.demo.worlds import SMALL
 from demo_training.evaluation import answer, misses_bar
 
 MEGABYTE = 10**6
@@ -60,14 +60,14 @@ def test_it_answers(model: LlavaForConditionalGeneration, processor: LlavaProces
     """A tenth of the shipped questions; the card reports all of them."""
     samples = [
         sample
-        for task in TASKS
+        for task in SMALL.tasks
         for sample in [s for s in cp.load_samples(demo_data_path()) if s.task == task][:12]
     ]
     images = [sample.open_images()[0] for sample in samples]
     questions = [sample.question for sample in samples]
     found = answer(model, processor, images, questions)
     right = [text in sample.answers for text, sample in zip(found, samples, strict=True)]
-    main = [r for r, sample in zip(right, samples, strict=True) if sample.task in MAIN_TASKS]
+    main = [r for r, sample in zip(right, samples, strict=True) if sample.task in SMALL.plain_tasks]
     assert sum(main) / len(main) >= 0.9
     blind = answer(model, processor, [blank_image()] * len(samples), questions)
     blind_right = [text in sample.answers for text, sample in zip(blind, samples, strict=True)]
@@ -100,7 +100,7 @@ def test_the_card_reports_the_evaluation() -> None:
     card = (demo_model_path() / "README.md").read_text(encoding="utf-8")
     results = json.loads((demo_model_path() / "evaluation.json").read_text(encoding="utf-8"))
     assert not list(misses_bar(results))
-    for task in TASKS:
+    for task in SMALL.tasks:
         r = results[task]
         assert r["accuracy"] - r["blank"] > 0.3
         row = re.search(

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoProcessor
 
-from capa_probe.demo.questions import TASKS, ask, describe
-from capa_probe.demo.scenes import BOARD, CELL, Scene, random_scene, render
+from capa_probe.demo.drawing import render
+from capa_probe.demo.questions import ask, describe
+from capa_probe.demo.scenes import Scene, random_scene
+from capa_probe.demo.worlds import SMALL
 from demo_training import stages
 from demo_training.architecture import CELL_FIELDS, PATCH_CELL, Parts, build_config, describe_cells
 from demo_training.evaluation import wilson
@@ -26,7 +28,7 @@ from demo_training.vocabulary import ASSISTANT, EOS, UNKNOWN, build_processor, b
 
 TOKENIZER = build_tokenizer()
 CPU = torch.device("cpu")
-ALL_ALIKE = dict.fromkeys(TASKS, 1.0)
+ALL_ALIKE = dict.fromkeys(SMALL.tasks, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_scoring_counts_whole_answers() -> None:
 def test_tokenizer_knows_every_question_and_gives_answers_back() -> None:
     rng = np.random.default_rng(0)
     for scene in scenes(60):
-        for task in TASKS:
+        for task in SMALL.tasks:
             question = ask(scene, task, rng) or describe(scene)
             text = question.text[0].upper() + question.text[1:]
             asked = TOKENIZER(text)["input_ids"]
@@ -152,8 +154,8 @@ def test_processor_survives_saving(tmp_path: Path) -> None:
 
 def test_patches_and_cells() -> None:
     centers = [(p // 12 * 8 + 4, p % 12 * 8 + 4) for p in range(144)]
-    assert PATCH_CELL.tolist() == [y // CELL * BOARD + x // CELL for y, x in centers]
-    described = describe_cells(Scene({4: ("ring", "red")}, "KA", 2, 0))
+    assert PATCH_CELL.tolist() == [y // 32 * 3 + x // 32 for y, x in centers]
+    described = describe_cells(Scene({4: ("ring", "red")}, {2: "KA"}, 0))
     sizes = list(CELL_FIELDS.values())
     assert [len(set(field)) for field in described] == [2, 2, 2, 2, 3, 3]
     assert all(max(field) < size for field, size in zip(described, sizes, strict=True))
@@ -214,7 +216,9 @@ def test_wilson_interval() -> None:
 
 def test_model_card_says_what_was_measured() -> None:
     log = [{"stage": name, "step": 1, "seconds": 60.0, "accuracy": {}} for name in NAMES]
-    results = {task: {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125} for task in TASKS}
+    results = {
+        task: {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125} for task in SMALL.tasks
+    }
     facts = {
         "accuracy": results,
         "seed": 7,

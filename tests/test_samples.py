@@ -54,6 +54,38 @@ class TestSample:
         assert Sample("a", [], "q", "red").answers == ("red",)
         assert Sample("a", [], "q", ["red", "crimson"]).answers == ("red", "crimson")
 
+    def test_regions_become_tuples(self) -> None:
+        sample = Sample("a", ["x.png", "y.png"], "q", regions=[[[0, 1, 2.5, 3]], []])
+        assert sample.regions == (((0, 1, 2.5, 3),), ())
+        assert hash(sample) == hash(Sample("a", ["x.png", "y.png"], "q", regions=[[(0, 1, 2.5, 3)], ()]))
+        assert "regions=(((0, 1, 2.5, 3),), ())" in repr(sample)
+        assert Sample("a", "x.png", "q").regions is None
+        assert "regions" not in repr(Sample("a", "x.png", "q"))
+
+    @pytest.mark.parametrize(
+        ("regions", "message"),
+        [
+            ([], r"regions=\[\] was given for sample 'a'; give one list of boxes .* \(it has 1\)"),
+            ([[], []], "it has 1"),
+            (5, "regions=5 was given"),
+            (["abcd"], "the region 'a' was given"),
+            (
+                [[[0, 0, 5]]],
+                r"the region \[0, 0, 5\] was given for sample 'a'; give \[left, top, right, bottom\]",
+            ),
+            ([[[5, 0, 5, 5]]], "left < right"),
+            ([[[0, 6, 5, 5]]], "top < bottom"),
+            ([[[-1, 0, 5, 5]]], "none negative"),
+            ([[[0, 0, float("inf"), 5]]], "inf"),
+            ([[[0, 0, float("nan"), 5]]], "nan"),
+            ([[[0, 0, True, 5]]], "True"),
+            ([[["0", 0, 5, 5]]], "'0'"),
+        ],
+    )
+    def test_regions_that_are_none(self, regions: Any, message: str) -> None:
+        with pytest.raises(CapaProbeError, match=message):
+            Sample("a", "x.png", "q", regions=regions)
+
     def test_frozen_equal_and_replaceable(self) -> None:
         sample = Sample("a", "x.png", "q", ("yes",), "existence")
         assert sample == Sample("a", ["x.png"], "q", ["yes"], "existence")
@@ -120,7 +152,13 @@ class TestLoadSamples:
             [
                 record(),
                 record(
-                    id=2, image=..., images=["b.png", "a.png"], answers=..., task="compare", note="ignored"
+                    id=2,
+                    image=...,
+                    images=["b.png", "a.png"],
+                    answers=...,
+                    task="compare",
+                    note="ignored",
+                    regions=[[[0, 0, 2, 1]], []],
                 ),
                 "",
                 record(id="none", image=..., images=[], question="où?"),
@@ -129,9 +167,15 @@ class TestLoadSamples:
         first, second, third = load_samples(folder)
         assert first == Sample("s1", folder / "a.png", "what color is the circle", ("red",))
         assert (second.id, second.task, second.answers) == ("2", "compare", ())
+        assert second.regions == (((0, 0, 2, 1),), ())
         assert [image.getpixel((0, 0)) for image in second.open_images()] == [(40, 0, 0), (0, 0, 0)]
         assert (third.images, third.question) == ((), "où?")
         assert load_samples(str(folder / "samples.jsonl")) == [first, second, third]
+
+    def test_regions_that_fit_no_image_are_named_with_their_line(self, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, [record(), record(id="s2", regions=[[], []])])
+        with pytest.raises(CapaProbeError, match=r"line 2: regions=\[\[\], \[\]\] was given for sample 's2'"):
+            load_samples(folder)
 
     def test_images_are_looked_at_later(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, [record(), record(id="gone", image="gone.png")])
@@ -222,9 +266,10 @@ class TestFingerprint:
         after = data_fingerprint(load_samples(write_folder(tmp_path / "y", [record(**change)])))
         assert before != after
 
-    def test_task_does_not_count(self, tmp_path: Path) -> None:
+    def test_task_and_regions_do_not_count(self, tmp_path: Path) -> None:
         sample = Sample("a", [], "q")
         assert data_fingerprint([sample]) == data_fingerprint([dataclasses.replace(sample, task="reading")])
+        assert data_fingerprint([sample]) == data_fingerprint([dataclasses.replace(sample, regions=())])
 
     def test_pixels_of_images_in_memory_count(self) -> None:
         prints = {

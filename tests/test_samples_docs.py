@@ -70,7 +70,7 @@ def test_the_code_that_needs_the_network_names_real_arguments() -> None:
 
 def test_fields_and_columns_are_complete(page_folder: Path) -> None:
     names = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
-    fields = {"id", "image", "images", "question", "answers", "task"}
+    fields = {"id", "image", "images", "question", "answers", "task", "regions"}
     assert names == fields
     assert set(json.loads(blocks("json")[0])) <= fields
     keywords = set(inspect.signature(cp.load_samples).parameters) - {"source"}

@@ -1,76 +1,47 @@
-"""ShapesQA questions: seven tasks with exact answers, each in several phrasings."""
+"""ShapesQA questions: tasks with exact answers, each in several phrasings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from capa_probe.demo.scenes import BOARD, COLORS, PLACES, SHAPES, Scene
-
-#: The six tasks that the demo model is held to.
-MAIN_TASKS = ("existence", "color", "shape_at", "color_at", "count", "read")
-#: ``relation`` is reported apart: it takes two steps, finding a shape and then its neighbor.
-TASKS = (*MAIN_TASKS, "relation")
-
-#: {x} is what is asked about, {r} a direction.
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "existence": (
-        "is there a {x}?",
-        "do you see a {x}?",
-        "does the picture show a {x}?",
-        "can you find a {x}?",
-    ),
-    "color": (
-        "what color is the {x}?",
-        "which color has the {x}?",
-        "name the color of the {x}.",
-        "tell me the color of the {x}.",
-    ),
-    "shape_at": (
-        "what shape is at the {x}?",
-        "which shape is at the {x}?",
-        "name the shape at the {x}.",
-        "what do you see at the {x}?",
-    ),
-    "color_at": (
-        "what color is at the {x}?",
-        "which color is at the {x}?",
-        "name the color at the {x}.",
-        "what color has the shape at the {x}?",
-    ),
-    "count": (
-        "how many shapes are there?",
-        "how many shapes do you see?",
-        "count the shapes.",
-        "what is the number of shapes?",
-    ),
-    "read": ("what does the text say?", "read the text.", "what is written?", "which text is printed?"),
-    "relation": (
-        "what color is {r} the {x}?",
-        "which color is {r} the {x}?",
-        "name the color {r} the {x}.",
-        "what color has the shape {r} the {x}?",
-    ),
-}
-#: Direction -> step in (row, column) from the named shape to the one asked about.
-DIRECTIONS = {"left-of": (0, -1), "right-of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+from capa_probe.demo.naming import pick, place_name, single_shapes
+from capa_probe.demo.phrasings import DESCRIBE, DIRECTIONS, LONG_PLACES, PARTS, PLACES, STEPS, plural
+from capa_probe.demo.scenes import Scene
+from capa_probe.demo.two_hop import (
+    Answered,
+    chain,
+    comparison,
+    count_kind,
+    count_where,
+    read_next,
+    relation_color,
+    relation_shape,
+    same_color,
+)
+from capa_probe.demo.worlds import COLORS, SHAPES, SMALL, World
 
 #: Share of the "no" questions whose color and shape are both on the board, only not together.
 _RECOMBINED = 0.7
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene and its one answer."""
+    """A question about a scene and its one answer.
+
+    Attributes:
+        task: its task.
+        text: the words, all lower case, closed by a mark, and then by the world's suffix.
+        answer: the one answer.
+        cells: the cells that the answer hangs on; none where it is that there is no such thing.
+    """
 
     task: str
     text: str
     answer: str
+    cells: tuple[int, ...] = ()
 
 
 def ask(scene: Scene, task: str, rng: np.random.Generator, easy: float = 0.0) -> Question | None:
@@ -78,7 +49,7 @@ def ask(scene: Scene, task: str, rng: np.random.Generator, easy: float = 0.0) ->
 
     Args:
         scene: the board.
-        task: one of ``TASKS``.
+        task: one of its world's.
         rng: draws phrasing and object.
         easy: share of the existence questions that name a shape only ("is there a circle?"): a stepping stone
             for training, not part of the shipped questions.
@@ -86,104 +57,122 @@ def ask(scene: Scene, task: str, rng: np.random.Generator, easy: float = 0.0) ->
     answered = _ANSWERERS[task](scene, rng) if task != "existence" else _existence(scene, rng, easy)
     if answered is None:
         return None
-    slots, answer = answered
-    text = _pick(rng, PHRASINGS[task]).format(**slots)
-    return Question(task, text.replace(" a orange", " an orange"), answer)
+    slots, answer, cells = answered
+    text = pick(rng, scene.world.phrasings[task]).format(**slots).replace(" a orange", " an orange")
+    return Question(task, f"{text} {scene.world.suffix}".rstrip(), answer, cells)
 
 
 def describe(scene: Scene) -> Question:
     """The whole board as one long answer, a stepping stone for training."""
-    objects = (f"{PLACES[cell]} {color} {shape}" for cell, (shape, color) in sorted(scene.objects.items()))
-    return Question("describe", "describe the picture.", " , ".join(objects))
+    first = np.random.default_rng(0)  # the first way to name a place, wherever there are several
+    objects = (
+        f"{PLACES[cell] if not scene.world.long_places else place_name(scene, cell, first, way=0)} {color} {shape}"
+        for cell, (shape, color) in sorted(scene.objects.items())
+    )
+    return Question("describe", DESCRIBE, " , ".join(objects), tuple(scene.objects))
 
 
-_Answered = tuple[dict[str, str], str]
-
-
-def _existence(scene: Scene, rng: np.random.Generator, easy: float) -> _Answered:
+def _existence(scene: Scene, rng: np.random.Generator, easy: float) -> Answered:
     present = sorted(set(scene.objects.values()))
     shapes = sorted({shape for shape, _ in present})
     colors = sorted({color for _, color in present})
     yes = bool(rng.random() < 0.5)
+    absent_shapes = [shape for shape in SHAPES if shape not in shapes]
+    # With every shape on the board, an easy question can only be one with the answer yes.
     if rng.random() < easy:
-        absent = [shape for shape in SHAPES if shape not in shapes]
-        return {"x": _pick(rng, shapes if yes else absent)}, "yes" if yes else "no"
+        shape = pick(rng, absent_shapes if absent_shapes and not yes else shapes)
+        cells = tuple(cell for cell, (s, _) in scene.objects.items() if s == shape)
+        return {"x": shape}, "yes" if cells else "no", cells
     if yes:
-        shape, color = _pick(rng, present)
+        shape, color = pick(rng, present)
     else:
         recombined = [(s, c) for s in shapes for c in colors if (s, c) not in present]
         near = [(s, c) for s in SHAPES for c in colors if (s, c) not in present]
-        shape, color = _pick(rng, recombined if recombined and rng.random() < _RECOMBINED else near)
-    return {"x": f"{color} {shape}"}, "yes" if yes else "no"
+        shape, color = pick(rng, recombined if recombined and rng.random() < _RECOMBINED else near)
+    cells = tuple(cell for cell, thing in scene.objects.items() if thing == (shape, color))
+    return {"x": f"{color} {shape}"}, "yes" if yes else "no", cells
 
 
-def _color(scene: Scene, rng: np.random.Generator) -> _Answered | None:
-    single = _cells_of_single_shapes(scene)
+def _color(scene: Scene, rng: np.random.Generator) -> Answered | None:
+    single = single_shapes(scene)
     if not single:
         return None
-    shape, color = scene.objects[_pick(rng, single)]
-    return {"x": shape}, color
+    cell = pick(rng, single)
+    shape, color = scene.objects[cell]
+    return {"x": shape}, color, (cell,)
 
 
-def _shape_at(scene: Scene, rng: np.random.Generator) -> _Answered:
-    cell = _pick(rng, sorted(scene.objects))
-    return {"x": PLACES[cell]}, scene.objects[cell][0]
+def _shape_at(scene: Scene, rng: np.random.Generator) -> Answered:
+    cell = pick(rng, sorted(scene.objects))
+    return _at(scene, cell, rng), scene.objects[cell][0], (cell,)
 
 
-def _color_at(scene: Scene, rng: np.random.Generator) -> _Answered:
-    cell = _pick(rng, sorted(scene.objects))
-    return {"x": PLACES[cell]}, scene.objects[cell][1]
+def _color_at(scene: Scene, rng: np.random.Generator) -> Answered:
+    cell = pick(rng, sorted(scene.objects))
+    return _at(scene, cell, rng), scene.objects[cell][1], (cell,)
 
 
-def _count(scene: Scene, rng: np.random.Generator) -> _Answered:
-    return {}, str(len(scene.objects))
+def _count(scene: Scene, rng: np.random.Generator) -> Answered:
+    return {}, str(len(scene.objects)), tuple(scene.objects)
 
 
-def _read(scene: Scene, rng: np.random.Generator) -> _Answered:
-    return {}, scene.text
+def _read(scene: Scene, rng: np.random.Generator) -> Answered:
+    ((cell, text),) = scene.texts.items()
+    return {}, text, (cell,)
 
 
-def _relation(scene: Scene, rng: np.random.Generator) -> _Answered | None:
+def _read_at(scene: Scene, rng: np.random.Generator) -> Answered:
+    cell = pick(rng, sorted(scene.texts))
+    return _at(scene, cell, rng), scene.texts[cell], (cell,)
+
+
+def _at(scene: Scene, cell: int, rng: np.random.Generator) -> dict[str, str]:
+    return {"p" if scene.world.long_places else "x": place_name(scene, cell, rng)}
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> Answered | None:
+    if scene.world.by_color_and_shape:
+        return relation_color(scene, rng)
     options = []
-    for cell in _cells_of_single_shapes(scene):
-        for direction, (down, right) in DIRECTIONS.items():
-            row, col = cell // BOARD + down, cell % BOARD + right
-            neighbor = row * BOARD + col
-            if 0 <= row < BOARD and 0 <= col < BOARD and neighbor in scene.objects:
-                options.append((direction, scene.objects[cell][0], scene.objects[neighbor][1]))
+    for cell in single_shapes(scene):
+        for direction, step in DIRECTIONS.items():
+            neighbor = scene.neighbor(cell, step)
+            if neighbor is not None and neighbor in scene.objects:
+                options.append((direction, cell, neighbor))
     if not options:
         return None
-    direction, shape, color = _pick(rng, options)
-    return {"r": direction, "x": shape}, color
+    direction, cell, neighbor = pick(rng, options)
+    return {"r": direction, "x": scene.objects[cell][0]}, scene.objects[neighbor][1], (cell, neighbor)
 
 
-_ANSWERERS = {
+_ANSWERERS: Mapping[str, Callable[[Scene, np.random.Generator], Answered | None]] = {
     "color": _color,
     "shape_at": _shape_at,
     "color_at": _color_at,
     "count": _count,
+    "count_kind": count_kind,
     "read": _read,
+    "read_at": _read_at,
     "relation": _relation,
+    "relation_shape": relation_shape,
+    "comparison": comparison,
+    "same_color": same_color,
+    "count_where": count_where,
+    "read_next": read_next,
+    "chain": chain,
 }
 
 
-def _cells_of_single_shapes(scene: Scene) -> list[int]:
-    """Cells whose shape is on the board once, so that naming it is clear."""
-    shapes = [shape for shape, _ in scene.objects.values()]
-    return [cell for cell, (shape, _) in sorted(scene.objects.items()) if shapes.count(shape) == 1]
-
-
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
-def words() -> list[str]:
+def words(world: World = SMALL) -> list[str]:
     """Every word that a question, or an answer other than printed text, may hold; sorted."""
-    text = " ".join(
-        phrase.replace("{x}", " ").replace("{r}", " ") for group in PHRASINGS.values() for phrase in group
-    )
-    asked = set(f"{text} describe the picture".replace("?", " ").replace(".", " ").split())
-    numbers = {str(n) for n in range(10)}
-    return sorted(
-        asked | set(SHAPES) | set(COLORS) | set(PLACES) | set(DIRECTIONS) | numbers | {"an", "yes", "no"}
-    )
+    phrases = [DESCRIBE, world.suffix, *(phrase for group in world.phrasings.values() for phrase in group)]
+    known = {*SHAPES, *COLORS, "an", "yes", "no", *(str(n) for n in range(10))}
+    if world.long_places:
+        phrases += [*LONG_PLACES, *PARTS, *(words for ways in STEPS.values() for words in ways)]
+        known |= {plural(shape) for shape in SHAPES} | {"shapes"}
+    else:
+        known |= {*PLACES, *DIRECTIONS}
+    text = " ".join(phrases)
+    for slot in ("{x}", "{r}", "{p}", "{k}", "{w}", "{row}", "{col}", "?", ".", ","):
+        text = text.replace(slot, " ")
+    return sorted(known | set(text.split()))

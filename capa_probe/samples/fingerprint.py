@@ -54,7 +54,7 @@ class Fingerprint:
 
 
 def sample_digest(sample: Sample, digest_file: Callable[[Path], bytes] | None = None) -> bytes:
-    """SHA-256 (32 bytes) over a sample's id, question, answers and images; its task does not count.
+    """SHA-256 (32 bytes) over a sample's id, question, answers and images; its task and regions do not count.
 
     Images count as in :func:`data_fingerprint`; a file that cannot be read raises nothing.
 

@@ -20,8 +20,8 @@ def read_jsonl(file: Path, limit: int | None = None) -> list[Sample]:
 
         {"id": "7-colour", "image": "images/7.png", "question": "what color is the circle", "answers": ["red"]}
 
-    ``images`` takes a list of paths instead of ``image``'s one; paths are relative to the file's folder; ``answers``
-    and ``task`` may be left out, and further fields are ignored.
+    ``images`` takes a list of paths instead of ``image``'s one; paths are relative to the file's folder; ``answers``,
+    ``task`` and ``regions`` may be left out, and further fields are ignored.
 
     Args:
         file: the file.
@@ -104,7 +104,14 @@ def _to_sample(record: Any, folder: Path) -> Sample:
     number = record["id"]
     # Data sets often count: 17 is taken for "17", but true and 1.5 are mistakes.
     sample_id = str(number) if isinstance(number, int) and not isinstance(number, bool) else number
-    return Sample(sample_id, images, record["question"], record.get("answers", ()), record.get("task"))
+    return Sample(
+        sample_id,
+        images,
+        record["question"],
+        record.get("answers", ()),
+        record.get("task"),
+        record.get("regions"),
+    )
 
 
 def _names(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from capa_probe.errors import BadImageError, CapaProbeError
 from capa_probe.samples.pixels import to_rgb
+
+#: Left, top, right and bottom in pixels of the upright image; right and bottom are the first ones outside.
+Region: TypeAlias = tuple[float, float, float, float]
 
 #: An image in memory, where one lies, or the content of an image file.
 ImageSource: TypeAlias = Image.Image | Path | str | bytes
@@ -34,6 +38,8 @@ class Sample:
         question: a plain question, or a prompt that already holds the model's image placeholders.
         answers: accepted answers, if known.
         task: a group to report the sample under, if any.
+        regions: for each image, the boxes that the answer hangs on, if known: left, top, right and bottom in pixels of
+            the upright image. No box where the answer is that there is no such thing.
 
     Raises:
         CapaProbeError: a field has the wrong type, or ``id`` or ``question`` is empty.
@@ -44,6 +50,7 @@ class Sample:
     question: str
     answers: tuple[str, ...] = ()
     task: str | None = None
+    regions: tuple[tuple[Region, ...], ...] | None = None
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Sample:
         question: str,
         answers: str | Sequence[str] = (),
         task: str | None = None,
+        regions: Sequence[Sequence[Sequence[float]]] | None = None,
     ) -> None:
         several = (images,) if isinstance(images, ImageSource) else images
         accepted = (answers,) if isinstance(answers, str) else answers
@@ -77,6 +85,7 @@ class Sample:
                 )
         if task is not None and not isinstance(task, str):
             raise CapaProbeError(f"task={task!r} was given for sample {id!r}; give a string or None.")
+        boxes = None if regions is None else _to_regions(regions, len(several), id)
         # Frozen: fields are set past the class's own __setattr__.
         for name, value in {
             "id": id,
@@ -84,14 +93,16 @@ class Sample:
             "question": question,
             "answers": tuple(accepted),
             "task": task,
+            "regions": boxes,
         }.items():
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         images = ", ".join(_SHORT.repr(source) for source in self.images)
+        regions = "" if self.regions is None else f", regions={_SHORT.repr(self.regions)}"
         return (
             f"Sample(id={self.id!r}, images=[{images}], question={self.question!r}, "
-            f"answers={_SHORT.repr(self.answers)}, task={self.task!r})"
+            f"answers={_SHORT.repr(self.answers)}, task={self.task!r}{regions})"
         )
 
     def open_images(self) -> list[Image.Image]:
@@ -153,6 +164,33 @@ def image_path(name: str, folder: Path) -> Path:
             "to that folder."
         )
     return folder / name
+
+
+def _to_regions(regions: Any, n_images: int, sample_id: str) -> tuple[tuple[Region, ...], ...]:
+    """Checked, as nested tuples."""
+    if not is_list_of(regions, Sequence) or len(regions) != n_images:
+        raise CapaProbeError(
+            f"regions={_SHORT.repr(regions)} was given for sample {sample_id!r}; give one list of boxes "
+            f"[left, top, right, bottom] for each of its images (it has {n_images})."
+        )
+    for boxes in regions:
+        for box in boxes:
+            numbers = isinstance(box, Sequence) and not isinstance(box, str) and len(box) == 4
+            if (
+                not numbers
+                or not all(_is_pixel(value) for value in box)
+                or box[0] >= box[2]
+                or box[1] >= box[3]
+            ):
+                raise CapaProbeError(
+                    f"the region {_SHORT.repr(box)} was given for sample {sample_id!r}; give [left, top, right, "
+                    "bottom] in pixels, none negative, with left < right and top < bottom."
+                )
+    return tuple(tuple(tuple(box) for box in boxes) for boxes in regions)
+
+
+def _is_pixel(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _has_surrogate(text: str) -> bool:

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from capa_probe.demo.scenes import BOARD, CHARACTERS, COLORS, IMAGE_SIZE, SHAPES, Scene
+from capa_probe.demo.scenes import Scene
+from capa_probe.demo.worlds import CHARACTERS, COLORS, SHAPES, SMALL
 from demo_training.vocabulary import (
     BOS,
     EOS,
     IMAGE,
     N_PATCHES,
     PAD,
-    PATCH_SIZE,
     PATCHES_PER_SIDE,
     vocabulary,
 )
 
 D_VISION, D_MODEL = 128, 256
+BOARD = SMALL.largest_board
 #: What each cell is described by, and how many values each takes; the last of the first four is "none".
 CELL_FIELDS = {
     "shape": len(SHAPES) + 1,
@@ -45,8 +46,8 @@ def build_config() -> LlavaConfig:
             intermediate_size=4 * D_VISION,
             num_hidden_layers=4,
             num_attention_heads=4,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
+            image_size=SMALL.image_size,
+            patch_size=SMALL.image_size // PATCHES_PER_SIDE,
         ),
         text_config=LlamaConfig(
             vocab_size=len(vocabulary()),
@@ -131,7 +132,8 @@ def describe_cells(scene: Scene) -> list[list[int]]:
     for cell, (shape, color) in scene.objects.items():
         fields[0][cell] = SHAPES.index(shape)
         fields[1][cell] = list(COLORS).index(color)
-    for place, character in enumerate(scene.text):
-        fields[2 + place][scene.text_cell] = CHARACTERS.index(character)
+    for cell, text in scene.texts.items():
+        for place, character in enumerate(text):
+            fields[2 + place][cell] = CHARACTERS.index(character)
     cells = range(BOARD**2)
     return [*fields, [cell // BOARD for cell in cells], [cell % BOARD for cell in cells]]

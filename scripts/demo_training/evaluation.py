@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from capa_probe.demo.questions import MAIN_TASKS, TASKS
-from capa_probe.demo.scenes import blank_image
+from capa_probe.demo.drawing import blank_image
+from capa_probe.demo.worlds import SMALL, World
 from capa_probe.samples import Sample
 
 MAX_NEW_TOKENS = 8
@@ -45,14 +45,17 @@ def answer(
 
 
 def evaluate(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: Sequence[Sample]
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    samples: Sequence[Sample],
+    world: World = SMALL,
 ) -> dict[str, dict[str, float]]:
     """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image."""
     questions = [sample.question for sample in samples]
     seen = answer(model, processor, [sample.open_images()[0] for sample in samples], questions)
-    blind = answer(model, processor, [blank_image()] * len(samples), questions)
+    blind = answer(model, processor, [blank_image(world)] * len(samples), questions)
     results = {}
-    for task in TASKS:
+    for task in world.tasks:
         chosen = [i for i, sample in enumerate(samples) if sample.task == task]
         right = sum(seen[i] in samples[i].answers for i in chosen)
         low, high = wilson(right, len(chosen))
@@ -67,7 +70,7 @@ def evaluate(
 
 
 def mean_of_main_tasks(results: dict[str, dict[str, float]]) -> float:
-    return sum(results[task]["accuracy"] for task in MAIN_TASKS) / len(MAIN_TASKS)
+    return sum(results[task]["accuracy"] for task in SMALL.plain_tasks) / len(SMALL.plain_tasks)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -82,7 +85,7 @@ def misses_bar(results: dict[str, dict[str, float]]) -> Iterable[str]:
     """What of the bar the model misses: mean 0.95, every main task 0.90 (count 0.85), relation 0.80."""
     if mean_of_main_tasks(results) < 0.95:
         yield f"mean of the main tasks {mean_of_main_tasks(results):.3f} < 0.95"
-    for task in TASKS:
+    for task in SMALL.tasks:
         bar = {"count": 0.85, "relation": 0.80}.get(task, 0.90)
         if results[task]["accuracy"] < bar:
             yield f"{task} {results[task]['accuracy']:.3f} < {bar}"

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from capa_probe.demo.questions import TASKS
+from capa_probe.demo.worlds import SMALL
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of_main_tasks
 from demo_training.stages import NAMES, SCENES_PER_STEP, SCHEDULES
 from demo_training.vocabulary import BOS, EOS, PAD, vocabulary
@@ -84,7 +84,7 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     return template.render(
         **facts,
         stages=stages,
-        tasks=TASKS,
+        tasks=SMALL.tasks,
         curve=CURVE,
         mean=mean_of_main_tasks(facts["accuracy"]),
         minutes=sum(seconds.values()) / 60,
@@ -98,7 +98,7 @@ def _draw_curve(log: list[dict[str, Any]], file: Path) -> None:
         lines = [line for line in log if line["stage"] == stage]
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
         # A task has the same color in both panels.
-        table = table[sorted(table.columns, key=lambda name: (*TASKS, name).index(name))]
+        table = table[sorted(table.columns, key=lambda name: (*SMALL.tasks, name).index(name))]
         for name in table.columns:
             axis.plot(table.index, table[name], label=name, linewidth=1.4)
         axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))

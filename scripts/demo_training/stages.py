@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capa_probe.demo.dataset import split_rng
-from capa_probe.demo.questions import TASKS
-from capa_probe.demo.scenes import BOARD, Scene, random_scene, render
-from demo_training.architecture import PATCH_CELL, Parts, describe_cells
+from capa_probe.demo.drawing import render
+from capa_probe.demo.scenes import Scene, random_scene
+from capa_probe.demo.worlds import SMALL
+from demo_training.architecture import BOARD, PATCH_CELL, Parts, describe_cells
 from demo_training.loop import Schedule, Stage
 from demo_training.turns import PackedTurns, TurnStyle, draw_questions, pack, right_by_task
 from demo_training.vocabulary import BOS, PATCHES_PER_SIDE, USER, build_processor, build_tokenizer
@@ -33,10 +34,10 @@ SCHEDULES = {
 }
 SCENES_PER_STEP = {"tower": 64, "symbols": 16, "projector": 64, "joint": 16}
 
-#: Shares of the tasks, in the order of TASKS: first the simple ones, then above all relation.
-_FIRST_WEIGHTS = dict(zip(TASKS, (0.30, 0.14, 0.10, 0.10, 0.14, 0.10, 0.12), strict=True))
-_LATER_WEIGHTS = dict(zip(TASKS, (0.24, 0.10, 0.06, 0.06, 0.12, 0.06, 0.36), strict=True))
-_JOINT_WEIGHTS = dict(zip(TASKS, (0.22, 0.10, 0.12, 0.10, 0.16, 0.12, 0.18), strict=True))
+#: Shares of the tasks, in the order of the world's: first the simple ones, then above all relation.
+_FIRST_WEIGHTS = dict(zip(SMALL.tasks, (0.30, 0.14, 0.10, 0.10, 0.14, 0.10, 0.12), strict=True))
+_LATER_WEIGHTS = dict(zip(SMALL.tasks, (0.24, 0.10, 0.06, 0.06, 0.12, 0.06, 0.36), strict=True))
+_JOINT_WEIGHTS = dict(zip(SMALL.tasks, (0.22, 0.10, 0.12, 0.10, 0.16, 0.12, 0.18), strict=True))
 
 
 def symbols_style(done: float) -> TurnStyle:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from capa_probe.demo.questions import TASKS, Question, ask, describe
+from capa_probe.demo.questions import Question, ask, describe
 from capa_probe.demo.scenes import Scene
 from demo_training.vocabulary import ASSISTANT, EOS, N_PATCHES, build_tokenizer
 
@@ -74,9 +74,10 @@ class PackedTurns:
 
 def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> list[Question]:
     questions = [describe(scene)] if style.described else []
-    weights = np.array([style.weights[task] for task in TASKS])
+    tasks = scene.world.tasks
+    weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
-        task = TASKS[rng.choice(len(TASKS), p=weights / weights.sum())]
+        task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
             questions.append(question)
     return questions

@@ -5,11 +5,12 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from capa_probe.demo.questions import PHRASINGS, words
-from capa_probe.demo.scenes import CHARACTERS, IMAGE_SIZE
+from capa_probe.demo.phrasings import DESCRIBE
+from capa_probe.demo.questions import words
+from capa_probe.demo.worlds import CHARACTERS, SMALL, World
 
-PATCH_SIZE = 8
-PATCHES_PER_SIDE = IMAGE_SIZE // PATCH_SIZE
+#: Patches are as large as it takes for an image of any world to have so many.
+PATCHES_PER_SIDE = 12
 N_PATCHES = PATCHES_PER_SIDE**2
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -35,20 +36,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary() -> list[str]:
-    known = words()
+def vocabulary(world: World = SMALL) -> list[str]:
+    known = words(world)
     characters = sorted(set(CHARACTERS) - set(known))
     # "K4" is read as "K", "##4", so that it also decodes as one word.
     return [*SPECIAL, USER, ASSISTANT, *MARKS, *known, *characters, *(f"##{c}" for c in sorted(CHARACTERS))]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    ids = {word: i for i, word in enumerate(vocabulary())}
+def build_tokenizer(world: World = SMALL) -> PreTrainedTokenizerFast:
+    ids = {word: i for i, word in enumerate(vocabulary(world))}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=40))
     # Sentences may begin with a capital; printed text must keep its own.
-    first_words = sorted(
-        {phrase.split()[0] for group in PHRASINGS.values() for phrase in group} | {"describe"}
-    )
+    phrases = [DESCRIBE, world.suffix, *(phrase for group in world.phrasings.values() for phrase in group)]
+    first_words = sorted({phrase.split()[0] for phrase in phrases if phrase})
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(rf"\b{word.capitalize()}\b"), word) for word in first_words]
     )
@@ -72,13 +72,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def build_processor(world: World = SMALL) -> LlavaProcessor:
+    size = {"height": world.image_size, "width": world.image_size}
     images = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=build_tokenizer(),
-        patch_size=PATCH_SIZE,
+        tokenizer=build_tokenizer(world),
+        patch_size=world.image_size // PATCHES_PER_SIDE,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # CLIP's class token, dropped again by the strategy
         chat_template=CHAT_TEMPLATE,
