@@ -104,6 +104,24 @@ def claims_table(claims: pd.DataFrame) -> Table:
     return table
 
 
+def depth_table(verdict: pd.DataFrame) -> Table:
+    """What is lost without visual tokens, one row per task; a cost whose interval excludes 0 has a star."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    row = verdict.iloc[0]
+    columns = {"gone_2": "gone\nbefore 2", "gone_third": f"gone\nbefore {row['third']}"}
+    columns |= {"random_25": "25 %\nat random", "best_25": "25 %\nby score"}
+    shown = {name: heading for name, heading in columns.items() if verdict[name].notna().any()}
+    table.add_column("task")
+    for heading in ("n", "unpruned", "no image", "last layer\nthat costs", *(f"cost:\n{of}" for of in shown.values())):
+        table.add_column(heading, justify="right")
+    for record in verdict.to_dict("records"):
+        costs = [f"{record[of]:.3f}{'*' if record[f'{of}_low'] > 0 else ' '}" for of in shown]
+        last = "none" if record["last_layer"] < 0 else str(record["last_layer"])
+        values = (f"{record['whole']:.3f}", f"{record['blank']:.3f}")
+        table.add_row(escape(record["task"] or "no task"), f"{record['n']:,}", *values, last, *costs)
+    return table
+
+
 def _cell(column: str, value: Any) -> str:
     if isinstance(value, str):
         return value

@@ -6,6 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from capa_probe.figures.style import styled
@@ -16,12 +17,13 @@ DPI = 150
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
 }
 
 
 @styled
-def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False) -> list[Path]:
-    """Write a figure as PNG at 150 dpi and, if asked for, as PDF beside it.
+def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False, svg: bool = False) -> list[Path]:
+    """Write a figure as PNG at 150 dpi and, if asked for, as PDF and SVG beside it.
 
     Each file is written under a temporary name and renamed; missing folders are made.
 
@@ -29,6 +31,7 @@ def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False) -> lis
         figure: what one of the figure functions returned.
         path: where the PNG goes; the suffix ``.png`` is added where it is missing.
         pdf: also write a PDF, for print.
+        svg: also write an SVG, for pages and slides.
 
     Returns:
         The files written.
@@ -41,8 +44,8 @@ def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False) -> lis
         png = png.with_name(f"{png.name}.png")
     png.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for file in (png, png.with_suffix(".pdf"))[: 2 if pdf else 1]:
-        kind = file.suffix[1:]
+    for kind in ("png", *["pdf"] * pdf, *["svg"] * svg):
         draw = partial(figure.savefig, format=kind, dpi=DPI, metadata=_METADATA[kind])
-        written.append(replace(file, draw))
+        with mpl.rc_context({"svg.hashsalt": png.stem}):
+            written.append(replace(png.with_suffix(f".{kind}"), draw))
     return written
