@@ -24,12 +24,8 @@ _TOKENS = {
     "region_removed": ("all but what is asked about", "#D55E00", "v", True),
     "others_removed": ("all but as many others", "#D55E00", "v", False),
 }
-_SCORES = {
-    "contribution": ("P", ":"),
-    "attention": ("X", ":"),
-    "value_norm": ("*", ":"),
-    "removal_effect": ("d", ":"),
-}
+#: Marker of each score.
+_SCORES = {"contribution": "P", "attention": "X", "value_norm": "*", "removal_effect": "d"}
 _NAMES = {"correct": "accuracy", "agrees": "agreement with the unpruned model"}
 _NEEDED = {
     "depth": ("task", "measure", "n", "n_images", "whole", "blank", "last_layer"),
@@ -74,21 +70,24 @@ def depth(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.yaxis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axes.grid(visible=False, axis="x")
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(-0.03, -0.15), ncols=2 if axes is panels[0] else 1,
-            borderaxespad=0, columnspacing=1.4, handlelength=2.0, labelspacing=0.3,
-        )  # fmt: skip
     panels[0].set_ylabel(_NAMES[measure])
     top = headline(figure, "Up to which layer the image is read", _subtitle(overall, tables))
-    rows = max(_rows(axes) for axes in panels)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=0.75 / width,
-        right=1 - 0.15 / width,
-        top=1 - (top + 0.4) / height,
-        bottom=(0.68 + 0.185 * rows) / height,
-        wspace=0.08,
+    per_row = [2 if axes is panels[0] else 1 for axes in panels]
+    lines = max(
+        -(-len(axes.get_legend_handles_labels()[1]) // n) for axes, n in zip(panels, per_row, strict=True)
     )
+    width, height = figure.get_size_inches()
+    height += 0.185 * max(lines - 5, 0)
+    figure.set_size_inches(width, height)
+    above, below = top + 0.4, 0.68 + 0.185 * lines
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.15 / width, top=1 - above / height, bottom=below / height, wspace=0.08
+    )
+    for axes, n in zip(panels, per_row, strict=True):
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(-0.03, -0.57 / (height - above - below)), ncols=n,
+            borderaxespad=0, columnspacing=1.4, handlelength=2.0, labelspacing=0.3,
+        )  # fmt: skip
     return figure
 
 
@@ -134,23 +133,28 @@ def _kept(axes: Any, tables: Mapping[str, pd.DataFrame], overall: pd.Series[Any]
         x = np.arange(len(ends))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(
-            x,
-            ends,
-            color=colour,
-            marker="o",
-            markersize=5,
-            linewidth=1.7,
-            label=f"at random, from layer {layer} on",
+            x, ends, color=colour, marker="o", markersize=5, linewidth=1.7, label=f"from layer {layer} on"
         )
-        for score, (marker, style) in _SCORES.items():
+        for score, marker in _SCORES.items():
             scored = table[(table["layer"] == layer) & (table["score"] == score)]
             if len(scored):
-                scored = scored.set_index("keep").reindex(keeps)
+                values = scored.set_index("keep").reindex(keeps)[measure]
                 axes.plot(
-                    x[1:-1], scored[measure], color=colour, marker=marker, markersize=6, linewidth=1.0,
-                    linestyle=style, label=f"by {score.replace('_', ' ')}, layer {layer}",
-                )  # fmt: skip
-    axes.set_title("Some kept", loc="left", fontweight="bold")
+                    x[1:-1], values, color=colour, marker=marker, markersize=6, linewidth=1.0, linestyle=":"
+                )
+    if set(table["score"]) - {"random"}:  # what the markers mean, in no layer's colour
+        axes.plot([], [], color=QUIET, marker="o", markersize=5, linewidth=1.7, label="at random")
+    for score, marker in _SCORES.items():
+        if (table["score"] == score).any():
+            name = f"by {score.replace('_', ' ')}"
+            axes.plot(
+                [], [], color=QUIET, marker=marker, markersize=6, linewidth=1.0, linestyle=":", label=name
+            )
+    axes.set_title(
+        "Some kept" if set(table["score"]) - {"random"} else "Some kept, at random",
+        loc="left",
+        fontweight="bold",
+    )
     axes.set_xlabel("visual tokens that stay")
     axes.set_xticks(range(len(keeps) + 2), ["all", *(f"{100 * keep:g} %" for keep in keeps), "none"])
 
@@ -178,12 +182,6 @@ def _regions(axes: Any, table: pd.DataFrame, overall: pd.Series[Any]) -> None:
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.tick_params(axis="y", color=FAINT)
-
-
-def _rows(axes: Any) -> int:
-    """Lines that a panel's legend takes."""
-    legend = axes.get_legend()
-    return -(-len(legend.get_texts()) // legend._ncols)
 
 
 def _subtitle(overall: pd.Series[Any], tables: Mapping[str, pd.DataFrame]) -> str:
