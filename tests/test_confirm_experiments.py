@@ -162,6 +162,7 @@ class TestDumpsAnchors:
             assert not torch.equal(gone, theirs)
         assert not (spans.visual & ~kept["non_sinks"] & sinks).any()
 
+    @pytest.mark.slow
     def test_removing_anchors_does_most(self) -> None:
         truth = planted.plant("llava")
         lvlm = cp.HookedLVLM(truth.model, truth.processor)
@@ -279,6 +280,7 @@ class TestFFN:
         assert ffn_redundancy.groups(layers.assign(redundant=False)) == {}
         assert list(ffn_redundancy.groups(layers.assign(redundant=True))) == ["redundant"]
 
+    @pytest.mark.slow
     def test_planted_layers_are_hadamard_products(self) -> None:
         truth = planted.plant("llava")
         lvlm = cp.HookedLVLM(truth.model, truth.processor)
