@@ -132,6 +132,27 @@ class TestCells:
         assert rows["agrees"].all()
         assert whole["kl"].tolist() == [0.0] * N_TINY
 
+    @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+    def test_ragged_batches_give_what_each_sample_gives_alone(self, family: str) -> None:
+        rng = np.random.default_rng(0)
+
+        def picture(wide: int) -> Image.Image:
+            return Image.fromarray(rng.integers(0, 256, (16, 16 + 16 * wide, 3), dtype=np.uint8))
+
+        samples = tuple(
+            cp.Sample(f"q{n}", [picture(n) for _ in range(1 + n)], "what" + " now" * n, "a") for n in range(2)
+        )
+        lvlm = cp.HookedLVLM(tiny.build(family), processors.shared(family))
+        pruner, found = cp.CAPA(layers=(1,), keep=0.5), []
+        for batch_size in (1, 2):
+            setup = Setup(lvlm, samples, settings=Settings(batch_size=batch_size, max_new_tokens=2))
+            found.append(cell(setup, "trial", {}, pruner))
+        alone, together_ = found
+        assert alone["answer"].tolist() == together_["answer"].tolist()
+        assert alone["flops"].tolist() == together_["flops"].tolist()
+        assert (alone["n_kept"] == alone["n_visual"] // 2).all()
+        np.testing.assert_allclose(alone["hellinger"], together_["hellinger"], atol=1e-4)
+
     def test_vanilla_is_run_once(self) -> None:
         setup = tiny_setup()
         assert vanilla(setup) is vanilla(setup)
