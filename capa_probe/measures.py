@@ -97,7 +97,8 @@ def removal_effect(
     attention: Float[Tensor, "batch head key"],
     values: Float[Tensor, "batch kv_head key d_head"],
     project: Callable[[Tensor], Tensor] | Float[Tensor, "d_model head_x_d_head"],
-) -> Float[Tensor, "batch key"]:
+    keys: Int[Tensor, "batch chosen"] | None = None,
+) -> Float[Tensor, "batch removed"]:
     """Exact change of one query token's attention output when key ``i`` is removed and the rest renormalised.
 
     Per head, ``o' - o = A[i] / (1 - A[i]) * (o - v[i])``; the norm is taken after the output projection and the
@@ -108,14 +109,15 @@ def removal_effect(
         attention: (batch, head, key) attention probabilities of one query token per sample.
         values: (batch, kv_head, key, d_head) value vectors.
         project: as in :func:`attention_contribution`.
+        keys: (batch, chosen) which keys to remove, each on its own; None means every one.
 
     Returns:
-        (batch, key) norms, float32; NaN where all other keys of a head have probability 0 (none is visible, or float32
-        has no smaller number), since nothing is left to renormalise.
+        (batch, key), or (batch, chosen), norms, float32; NaN where all other keys of a head have probability 0 (none is
+        visible, or float32 has no smaller number), since nothing is left to renormalise.
     """
-    batch, heads, keys = attention.shape
+    batch, heads, n_keys = attention.shape
     kv_heads = values.shape[1]
-    a = attention.float().reshape(batch, kv_heads, heads // kv_heads, keys)
+    a = attention.float().reshape(batch, kv_heads, heads // kv_heads, n_keys)
     v = values.float()
     output = a @ v  # batch kv_head group d_head
 
@@ -127,11 +129,16 @@ def removal_effect(
     mass_of_others = others.sum(dim=-1, keepdim=True)
     others_mean = (others @ v) / mass_of_others  # o' when the top key goes; NaN where it was alone
 
+    if keys is not None:
+        of_heads = keys[:, None, None].expand(-1, kv_heads, heads // kv_heads, -1)
+        a, is_top = a.gather(-1, of_heads), is_top.gather(-1, of_heads)
+        v = v.gather(2, keys[:, None, :, None].expand(-1, kv_heads, -1, v.shape[-1]))
+
     ratio = a / torch.where(is_top, 1.0, 1.0 - a)
     difference = output.unsqueeze(-2) - v.unsqueeze(2)  # batch kv_head group key d_head
     # For the top key: o' - o = A (o' - v), which needs no division by a small number.
     difference = torch.where(is_top.unsqueeze(-1), others_mean.unsqueeze(-2) - v.unsqueeze(2), difference)
-    change = (ratio.unsqueeze(-1) * difference).permute(0, 3, 1, 2, 4).reshape(batch, keys, -1)
+    change = (ratio.unsqueeze(-1) * difference).permute(0, 3, 1, 2, 4).reshape(batch, v.shape[2], -1)
     return _project(change, project).float().norm(dim=-1)
 
 

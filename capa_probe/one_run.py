@@ -122,6 +122,10 @@ def answer_and_show(
         OSError: the file cannot be written.
     """
     wanted.check()  # loading a model takes longer
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise CapaProbeError(
+            f"--json {json_file} was given, which is no file in a folder that exists; give another."
+        )
     opened = Sample("prompt", [*images], prompt).open_images()
     with status(f"loading {model}"), quiet_transformers():
         lvlm = HookedLVLM.from_pretrained(model, device_map=device_map(device), **load or {})

@@ -410,7 +410,7 @@ class TestParts:
             "attention": 8 * 12,
             "value_norm": 8 * 6,
             "contribution": 8 * 12 + 6 * 12 + 6 * 12 * 5,
-            "removal_effect": 8 * 12 + 2 * 8 * 12 + 8 * 12 + 8 * 12 * 5,
+            "removal_effect": 8 * 12 + 2 * 8 * 12 + 6 * 12 + 6 * 12 * 5,
             "random": 0,
         }
         assert (

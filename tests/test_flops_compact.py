@@ -56,7 +56,7 @@ class TestCompactForward:
         scored = [cost.layers[layer - 1] for layer in layers]
         elementwise = {
             "contribution": sum(2 * layer.visual * shape.d_query for layer in scored),
-            "removal_effect": sum(2 * (layer.visual + layer.text) * shape.d_query for layer in scored),
+            "removal_effect": sum(2 * layer.visual * shape.d_query for layer in scored),
             "value_norm": cost.parts["scorer"],
         }
         assert counter.get_total_flops() == cost.total - elementwise.get(score, 0)

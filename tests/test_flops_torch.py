@@ -220,11 +220,12 @@ class TestScorer:
 
     def test_removal_effect(self) -> None:
         query, key, value = torch.randn(1, 6, 1, 5), torch.randn(1, 2, 11, 5), torch.randn(1, 2, 11, 5)
+        visual = torch.tensor([[1, 2, 3, 5, 6, 8, 9]])
         with counting() as counter:
             row = measures.attention_probabilities(query, key, 1.0).squeeze(2)
-            measures.removal_effect(row, value, torch.randn(24, 30))
+            measures.removal_effect(row, value, torch.randn(24, 30), visual)
         cost = scorer_cost(self.sizes, visual=7, text=4, score="removal_effect")
-        assert counter.get_total_flops() == cost - self.weighting(11)
+        assert counter.get_total_flops() == cost - self.weighting(7)
 
 
 class TestShapeOf:

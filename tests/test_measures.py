@@ -167,6 +167,14 @@ def test_removal_effect(case: Attention) -> None:
     close(found, wanted, rtol=2e-4, atol=1e-5)
 
 
+@given(attentions())
+def test_removal_effect_of_some_keys(case: Attention) -> None:
+    attention, values, w_o, generator = case
+    keys = torch.randint(values.shape[2], (len(values), 3), generator=generator)
+    found = measures.removal_effect(attention, values, w_o, keys)
+    close(found, measures.removal_effect(attention, values, w_o).gather(1, keys), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("gap", [5.0, 10.0, 20.0, 40.0, 80.0])
 def test_removal_effect_keeps_its_digits_where_one_minus_a_has_none(gap: float) -> None:
     generator = torch.Generator().manual_seed(1)

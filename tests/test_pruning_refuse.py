@@ -40,7 +40,10 @@ class TestSettings:
             ({"layers": (2, 1)}, r"layers=\(2, 1\) was given; give different layers in rising order"),
             ({"layers": (1, 1)}, "different layers in rising order"),
             ({"layers": (1.5,)}, r"layers=\(1.5,\) was given; give whole numbers"),
-            ({"layers": (1, 2), "keep": (0.5,)}, "1 values of keep were given for 2 layers"),
+            (
+                {"layers": (1, 2), "keep": (0.5,)},
+                r"keep=\(0.5,\) holds 1 values for the pruning layers \(1, 2\); give one for all",
+            ),
             ({"layers": (1, 2), "keep": (0.25, 0.5)}, "rises from layer to layer"),
             ({"layers": (1, 2), "keep": (10, 20)}, "rises from layer to layer"),
             ({"execution": "fast"}, 'execution=\'fast\' was given; give "compact" or "masked"'),
@@ -82,9 +85,34 @@ class TestSettings:
         lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
         with (
             FastV(layers=(2,), keep=17).attach(lvlm),
-            pytest.raises(CapaProbeError, match="keep=17 was given, but there are only 16 visual tokens"),
+            pytest.raises(
+                CapaProbeError, match="keep=17 was given, but the prompt has only 16 visual tokens"
+            ),
         ):
             lvlm.model(**inputs)
+
+    @pytest.mark.parametrize("execution", ["masked", "compact"])
+    def test_more_tokens_than_one_row_or_image_has(self, execution: Any) -> None:
+        lvlm, inputs = (
+            cp.HookedLVLM(tiny.shared("qwen2_5_vl")),
+            tiny.inputs("qwen2_5_vl", (2, 1)),
+        )  # 4 and 8, 8
+        settings: dict[str, Any] = {"layers": (2,), "execution": execution}
+        with (
+            FastV(**settings, keep=10).attach(lvlm),
+            pytest.raises(
+                CapaProbeError, match="keep=10 was given, but row 1 of the batch has only 8 visual"
+            ),
+        ):
+            lvlm.model(**inputs)
+        with (
+            FastV(**settings, keep=5, budget="image").attach(lvlm),
+            pytest.raises(CapaProbeError, match="keep=5 .* image 0 of row 0 of the batch has only 4 visual"),
+        ):
+            lvlm.model(**inputs)
+        with FastV(**settings, keep=4, budget="image").attach(lvlm) as trace:
+            lvlm.model(**inputs)
+        assert trace.visual_tokens[2].tolist() == [8, 4]
 
     @pytest.mark.parametrize("execution", ["masked", "compact"])
     def test_no_visual_token_by_name(self, execution: Any) -> None:

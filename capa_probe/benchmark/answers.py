@@ -14,14 +14,14 @@ from torch import Tensor
 
 from capa_probe.benchmark.setup import chunks
 from capa_probe.errors import CapaProbeError
-from capa_probe.flops import Shape, prefill_cost, schedule_of
-from capa_probe.flops.counting import SCORES
+from capa_probe.flops import Shape, prefill_cost
+from capa_probe.flops.counting import FORWARD
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.lvlm.spans import TokenSpans
 from capa_probe.memory import memory_errors
 from capa_probe.pruning import Pruner
-from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
+from capa_probe.pruning.cost import prompt_cost
 from capa_probe.samples import Sample
 
 
@@ -122,14 +122,16 @@ def answer(
         new = out.sequences[:, inputs["input_ids"].shape[1] :]
         texts = [text.strip() for text in lvlm.processor.batch_decode(new, skip_special_tokens=True)]
         visual = spans.visual.sum(dim=1).tolist()
-        # A pruner without layers keeps all, and has one number per layer all the same.
-        layers = None if trace is None else trace.visual_tokens
-        schedules = [None if layers is None else layers[:, row].tolist() for row in range(len(batch))]
-        kept = [own if left is None else left[-1] for own, left in zip(visual, schedules, strict=True)]
-        flops = [
-            _flops(shape, pruner, spans, inputs, row, visual[row], schedules[row])
-            for row in range(len(batch))
-        ]
+        text = spans.text.sum(dim=1).tolist()
+        kept, flops = list(visual), []
+        for row in range(len(batch)):
+            grids = _grids(spans, inputs, row)
+            if pruner is None or trace is None:
+                cost = prefill_cost(shape, visual=visual[row], text=text[row], grids=grids)
+            else:
+                cost = prompt_cost(shape, pruner, trace, row=row, grids=grids, convention=FORWARD)
+                kept[row] = int(trace.visual_tokens[-1, row])
+            flops.append(cost.total)
         yield Answered(texts, log_probs, kept, visual, flops, seconds / len(batch))
 
 
@@ -137,30 +139,6 @@ def _clock(lvlm: HookedLVLM) -> float:
     if lvlm.device.type == "cuda":
         torch.cuda.synchronize(lvlm.device)
     return time.perf_counter()
-
-
-def _flops(
-    shape: Shape,
-    pruner: Pruner | None,
-    spans: TokenSpans,
-    inputs: Mapping[str, Any],
-    row: int,
-    visual: int,
-    left: Sequence[int] | None,
-) -> int:
-    """FLOPs of one sample's prefill, padding not counted."""
-    ffn, score = getattr(pruner, "ffn", None), getattr(pruner, "score", None)
-    kept = None if left is None else schedule_of(left)
-    return prefill_cost(
-        shape,
-        visual=visual,
-        text=int(spans.text[row].sum()),
-        kept=kept,
-        hadamard=ffn.layers if isinstance(ffn, HadamardFFN) else (),
-        skip=ffn.layers if isinstance(ffn, SkipFFN) else (),
-        score=score if score in SCORES and kept else None,
-        grids=_grids(spans, inputs, row),
-    ).total
 
 
 def _grids(spans: TokenSpans, inputs: Mapping[str, Any], row: int) -> list[tuple[int, int]] | None:

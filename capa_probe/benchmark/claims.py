@@ -152,7 +152,7 @@ def _knockout(tables: Tables) -> Iterator[Claim]:
         & (tests["scored_at"] == "previous")
         & (tests["measure"] == "spearman")
     ]
-    for second in ("attention", "value_norm", "removal_effect"):
+    for second in ("attention", "value_norm", "removal_effect", "random"):
         rows = own[own["second"] == second]
         for row, p in zip(_rows(rows), holm(rows["p"].to_numpy()).tolist(), strict=True):
             verdict = harms_less({**row, "difference": -row["difference"]}, p)

@@ -62,11 +62,12 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
                 for removed in REMOVED
                 for draw in range(1 if removed == "role" else settings.draws)
             ]
-    if not layers:
-        depth = setup.lvlm.n_layers
-        remarks.append(
-            f"A model of {depth} layers has none that prunes behind the first sinks: cannot be judged."
-        )
+    if counts.empty:
+        remarks = [
+            f"A model of {setup.lvlm.n_layers} layers has none that prunes behind a sink: cannot be judged."
+        ]
+    elif not counts[list(ROLES)].any(axis=None):
+        remarks = [f"0 sinks at tau = {tau:.3g} in any layer, no dump and no anchor: cannot be judged."]
     found = []
     for layer, role, removed, draw, ids in setup.bar(cells, "dumps against anchors"):
         pruner = RemoveRole(layers=(layer,), role=role, instead=removed, tau=tau, seed=settings.seed + draw)

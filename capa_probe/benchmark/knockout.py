@@ -18,12 +18,14 @@ import pandas as pd
 import torch
 
 from capa_probe.benchmark.answers import prepare
-from capa_probe.benchmark.knock_means import differences, means
+from capa_probe.benchmark.knock_means import means
 from capa_probe.benchmark.knock_ranks import STATISTICS, correlate
-from capa_probe.benchmark.knock_spread import digest, spread
 from capa_probe.benchmark.knock_tail import SCORES, Vanilla, effects, knock_out, run_vanilla
+from capa_probe.benchmark.sampling import stratified
 from capa_probe.benchmark.setup import Setup, images_keys, key_of
-from capa_probe.benchmark.steps_forced import greedy
+from capa_probe.benchmark.statistics import holm
+from capa_probe.benchmark.steps_forced import digest, greedy
+from capa_probe.benchmark.summary import compare
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.lvlm.spans import TokenSpans
@@ -49,35 +51,46 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
     Raises:
         CapaProbeError: a layer out of range, or a model whose layers cannot be run by themselves.
     """
-    images = images_keys(setup.samples)
-    layers = setup.settings.knockout_layers or tuple(setup.stages().values())
+    settings = setup.settings
+    layers = settings.knockout_layers or tuple(setup.stages().values())
     if not layers or min(layers) < 1 or max(layers) >= setup.lvlm.n_layers:
         raise CapaProbeError(
             f"knockout_layers={tuple(layers)} was given for a model of {setup.lvlm.n_layers} layers; give layers from "
             f"1 to {setup.lvlm.n_layers - 1}."
         )
+    samples = stratified(setup.samples, settings.knockout_samples, settings.seed)
     parts = []
-    for sample in setup.bar(spread(setup.samples, images, setup.settings.knockout_samples), "knockout"):
+    for sample in setup.bar(samples, "knockout"):
         once = _Once(setup, sample, layers)
         for layer in layers:
             key = key_of({"layer": layer, "sample": digest(sample.id)})
             parts.append(setup.store.part("knockout", key, once.maker(layer)))
     tokens = pd.concat(parts, ignore_index=True)
-    rows, seed = correlate(tokens, images, EFFECTS, (*SCORES, RANDOM)), setup.settings.seed
+    rows = correlate(tokens, images_keys(samples), EFFECTS, (*SCORES, RANDOM))
     return {
-        "knockout": means(rows, ["layer", "scored_at", "effect", "score"], STATISTICS, seed=seed),
-        "knockout_tests": differences(
-            rows,
-            ["layer", "scored_at", "effect"],
-            "score",
-            SCORES[0],
-            STATISTICS,
-            family=["scored_at", "effect", "measure"],
-            seed=seed,
-        ),
+        "knockout": means(rows, ["layer", "scored_at", "effect", "score"], STATISTICS, seed=settings.seed),
+        "knockout_tests": compare_scores(rows, settings.seed),
         "knockout_rows": rows,
         "knockout_tokens": tokens,
     }
+
+
+def compare_scores(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Contribution against every other score, paired over the samples of all tasks.
+
+    Args:
+        rows: what :func:`~capa_probe.benchmark.knock_ranks.correlate` returns.
+        seed: of the intervals and tests.
+
+    Returns:
+        As :func:`capa_probe.benchmark.summary.compare` returns them; a positive difference is a lead of contribution,
+        and ``p_holm`` is corrected over the layers and scores of one reading, effect and statistic.
+    """
+    pairs = [(SCORES[0], score) for score in (*SCORES[1:], RANDOM)]
+    by = ["layer", "scored_at", "effect"]
+    tests = compare(rows.assign(task="all"), by, "score", pairs, STATISTICS, seed)
+    families = tests.groupby(["scored_at", "effect", "measure"], sort=False)["p"]
+    return tests.assign(p_holm=families.transform(lambda p: holm(p.to_numpy())))
 
 
 def knockout_table(
@@ -137,5 +150,8 @@ class _Once:
             inputs = prepare(setup.lvlm, [self._sample])
             answers = greedy(setup.lvlm, inputs, setup.settings.max_new_tokens)
             ids = answers.ids[0, : answers.n_steps[0]]
+            # A generated placeholder is text, but in a prompt it would stand for an image: it comes last, not fed back.
+            placeholder = ids == setup.lvlm.family.image_token_id(setup.lvlm.model)
+            ids = ids[(placeholder.cumsum(dim=0) - placeholder.long()) == 0]
             self._done = inputs, run_vanilla(setup.lvlm, inputs, ids, self._layers)
         return self._done

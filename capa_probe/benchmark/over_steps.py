@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from capa_probe.benchmark.answers import prepare
-from capa_probe.benchmark.knock_means import differences, means
-from capa_probe.benchmark.knock_spread import digest, spread
+from capa_probe.benchmark.knock_means import means
+from capa_probe.benchmark.sampling import stratified
 from capa_probe.benchmark.setup import Setup, chunks, images_keys, key_of
-from capa_probe.benchmark.steps_forced import Answers, forced, greedy
+from capa_probe.benchmark.steps_forced import Answers, digest, forced, greedy
 from capa_probe.benchmark.steps_maps import MEASURES, compare_maps
+from capa_probe.benchmark.summary import PROPORTIONS, compare
 from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.memory import memory_errors
 from capa_probe.profiling import profile
@@ -57,7 +58,7 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
             ``settings.capa_keep`` of the visual tokens, at the model's stages.
     """
     settings = setup.settings
-    samples = followed(setup.samples, settings.step_samples)
+    samples = followed(setup.samples, settings.step_samples, settings.seed)
     images = images_keys(samples)
     of = {sample.id: {"task": sample.task or "", "image": images[sample.id]} for sample in samples}
     distances, maps = [], []
@@ -76,26 +77,48 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
     of_maps, seed = pd.concat(maps, ignore_index=True), settings.seed
     steps = ["method", "stage", "layer", "step"]
     return {
-        "over_steps": means(rows, steps, (*DISTANCES, "agrees"), ("agrees",), seed),
-        "over_steps_tests": differences(
-            rows, ["stage", "layer"], "method", next(iter(METHODS)), DISTANCES, ["measure"], seed
-        ),
+        "over_steps": means(rows, steps, (*DISTANCES, "agrees"), PROPORTIONS, seed),
+        "over_steps_tests": compare_methods(rows, seed),
         "over_steps_rows": rows,
         "over_steps_maps": means(of_maps, ["layer", "against", "step"], MEASURES, seed=seed),
         "over_steps_maps_rows": of_maps,
     }
 
 
-def followed(samples: Sequence[Sample], n: int) -> tuple[Sample, ...]:
-    """Half of ``n`` samples of the data, spread over tasks and images, and descriptions of as many of their images."""
+def followed(samples: Sequence[Sample], n: int, seed: int = 0) -> tuple[Sample, ...]:
+    """Half of ``n`` samples of the data, as many of each task, and descriptions of as many of their images.
+
+    Args:
+        samples: of the data.
+        n: how many; fewer where those of the data have fewer images.
+        seed: of the draw.
+    """
     images = images_keys(samples)
-    own = spread(samples, images, n - n // 2)
+    own = stratified(samples, n - n // 2, seed)
     described: dict[str, Sample] = {}
     for sample in own:
         key = images[sample.id]
         if len(described) < n // 2 and key not in described:
             described[key] = Sample(f"{DESCRIBE_TASK}-{key}", sample.images, DESCRIBE, task=DESCRIBE_TASK)
     return (*own, *described.values())
+
+
+def compare_methods(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """CAPA against every other method, by the mean distance over a sample's steps, paired over samples of all tasks.
+
+    Args:
+        rows: per sample, method, stage and step.
+        seed: of the intervals and tests.
+
+    Returns:
+        As :func:`capa_probe.benchmark.summary.compare` returns them; a negative difference says that CAPA stays closer
+        to the model itself.
+    """
+    first, *others = METHODS
+    keys = ["stage", "layer", "method", "sample", "image"]
+    of_sample = rows.groupby(keys, sort=False)[list(DISTANCES)].mean().reset_index().assign(task="all")
+    pairs = [(first, other) for other in others]
+    return compare(of_sample, ["stage", "layer"], "method", pairs, DISTANCES, seed)
 
 
 def step_distances(own: Tensor, pruned: Tensor) -> dict[str, Tensor]:

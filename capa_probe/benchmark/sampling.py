@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from capa_probe.samples import Sample
 
 
 def stratified(samples: Sequence[Sample], n: int | None, seed: int = 0) -> tuple[Sample, ...]:
-    """``n`` samples drawn at random, as many of each task as far as it has them; in their own order.
+    """``n`` samples drawn at random, as many of each task and of as many images as can be; in their own order.
+
+    Tasks take turns; each takes the next of its samples, in random order, whose images have been drawn least.
 
     Args:
         samples: to draw from.
@@ -22,14 +24,19 @@ def stratified(samples: Sequence[Sample], n: int | None, seed: int = 0) -> tuple
     """
     if n is None or n >= len(samples):
         return tuple(samples)
-    rng = np.random.default_rng(seed)
+    keys, used = images_keys(samples), Counter[str]()
     of_task: dict[str, list[int]] = {}
-    for number in rng.permutation(len(samples)).tolist():
+    for number in np.random.default_rng(seed).permutation(len(samples)).tolist():
         of_task.setdefault(samples[number].task or "", []).append(number)
-    # One of each task in turn.
-    turns = zip_longest(*(of_task[task] for task in sorted(of_task)))
-    order = [number for turn in turns for number in turn if number is not None]
-    return tuple(samples[number] for number in sorted(order[:n]))
+    chosen: list[int] = []
+    while len(chosen) < n:
+        for task in sorted(of_task):
+            if of_task[task] and len(chosen) < n:
+                number = min(of_task[task], key=lambda number: used[keys[samples[number].id]])
+                of_task[task].remove(number)
+                used[keys[samples[number].id]] += 1
+                chosen.append(number)
+    return tuple(samples[number] for number in sorted(chosen))
 
 
 def drawn(samples: Sequence[Sample], n: int | None, seed: int = 0) -> tuple[Sample, ...]:

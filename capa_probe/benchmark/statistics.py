@@ -15,7 +15,7 @@ image.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -109,12 +109,15 @@ def paired_difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
     flips: int = FLIPS,
+    proportion: bool = False,
 ) -> Paired:
     """Mean of ``first - second`` over the same samples, with its interval and the p-value of the sign-flip test.
 
-    Where all differences are equal, the interval has no width. The statistic is the absolute sum of the differences.
-    With more than 13 clusters that differ, p is
+    The statistic is the absolute sum of the differences. With more than 13 clusters that differ, p is
     ``(1 + extreme) / (1 + flips)`` over random sign patterns, which never is 0 (Phipson and Smyth 2010).
+
+    Where all differences are equal a bootstrap has no width. Of 0/1 scores that are the same under both conditions for
+    every sample, the interval is from -w to w, with w the upper end of Wilson's interval for no change in any cluster.
 
     Args:
         first: (sample,) numbers under one condition; NaN where a sample has none.
@@ -123,6 +126,7 @@ def paired_difference(
         seed: of the resampling.
         resamples: of the interval.
         flips: sign patterns of the test.
+        proportion: the numbers are 0/1 scores.
 
     Raises:
         CapaProbeError: the two are not of one length.
@@ -135,6 +139,9 @@ def paired_difference(
     differences = a - b
     interval = mean_interval(differences, clusters, seed, resamples, proportion=False)
     sums, _ = _per_cluster(differences, clusters)
+    if proportion and len(sums) and not np.nan_to_num(differences).any():
+        ends = binomtest(0, len(sums)).proportion_ci(LEVEL, method="wilson")
+        interval = replace(interval, low=-float(ends.high), high=float(ends.high))
     return Paired(**vars(interval), p=sign_flip_p(sums, seed, flips))
 
 

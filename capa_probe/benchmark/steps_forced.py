@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,11 @@ def _generate(lvlm: HookedLVLM, inputs: Mapping[str, Any], max_new_tokens: int, 
     running = (~torch.isin(ids, stop_ids)).int().cumprod(dim=1).sum(dim=1)
     n_steps = tuple(min(int(n) + 1, ids.shape[1]) for n in running)
     return Answers(ids, n_steps, torch.stack([step.float() for step in out.logits]))
+
+
+def digest(*ids: str) -> str:
+    """Sample ids as part of the key of a stored part."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 class _Force:

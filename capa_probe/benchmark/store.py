@@ -125,6 +125,7 @@ class Store:
         if self.folder is None:
             if (table, key) not in self._tensors:
                 self._tensors[table, key] = _on_cpu(make())
+                self.made += 1
             found = self._tensors[table, key]
             return {name: found[name] for name in names or found}
         file = self._file(table, key, ".safetensors")

@@ -81,7 +81,9 @@ def compare(
             for task, part in per_task(a.loc[common]):
                 other = b.loc[part.index]
                 for measure in measures:
-                    tested = paired_difference(part[measure], other[measure], part["image"], seed)
+                    tested = paired_difference(
+                        part[measure], other[measure], part["image"], seed, proportion=measure in PROPORTIONS
+                    )
                     found.append(
                         {
                             **condition,

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from capa_probe.benchmark.confirm import Confirmation
     from capa_probe.samples import Sample
 
+#: Rows of a data set on the hub that are fetched, for each sample that is tested.
+ROWS_TO_DRAW_FROM = 8
+
 
 @app.command()
 def confirm(
@@ -118,7 +121,9 @@ def confirm(
         "split": split,
         "config": config,
     }
-    samples = load_data(data, None, None, **columns)
+    # Of a data set on the hub not all is fetched, but enough to draw from.
+    rows = None if Path(data).expanduser().exists() else ROWS_TO_DRAW_FROM * limit
+    samples = load_data(data, rows, None, **columns)
     others = calibration or _beside(data)
     # What says how to read DATA says so of its neighbour too.
     aside = None if others is None else load_data(others, None, None, **columns)

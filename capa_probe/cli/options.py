@@ -58,16 +58,17 @@ Config = Annotated[
 ]
 
 
-def parse_tau(text: str) -> float | str:
-    """``--tau``: "auto", "relative" or a positive number."""
-    if text in ("auto", "relative"):
+def parse_tau(text: str, auto: bool = True) -> float | str:
+    """``--tau``: "relative", a positive number, or, unless ``auto`` is off, "auto"."""
+    if text == "relative" or (auto and text == "auto"):
         return text
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise CapaProbeError(f"--tau {text} was given; give a positive number, relative or auto.")
+        choices = "a positive number, relative or auto" if auto else "a positive number or relative"
+        raise CapaProbeError(f"--tau {text} was given; give {choices}.")
     return number
 
 

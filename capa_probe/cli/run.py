@@ -113,7 +113,7 @@ def run(
     flags = {"protect_anchors": protect_anchors, "only_dumps": only_dumps, "allow_none": allow_none}
     settings |= {name: True for name, value in flags.items() if value}
     if tau is not None:
-        settings["tau"] = _tau(tau)
+        settings["tau"] = _tau(tau, used=protect_anchors or only_dumps)
     if layers is not None:
         settings["layers"] = () if layers.strip() == "none" else tuple(parse_layers(layers))
     if layers is not None and paper_stage is not None:
@@ -147,8 +147,10 @@ def run(
     )
 
 
-def _tau(text: str) -> float | str:
-    tau = parse_tau(text)
-    if tau == "auto":
-        raise CapaProbeError("--tau auto was given; give a positive number or relative.")
-    return tau
+def _tau(text: str, used: bool) -> float | str:
+    if not used:
+        raise CapaProbeError(
+            "--tau was given without --protect-anchors or --only-dumps, which alone use it; give one of them, or leave "
+            "--tau out."
+        )
+    return parse_tau(text, auto=False)

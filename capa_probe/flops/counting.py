@@ -147,8 +147,8 @@ def scorer_cost(
     - "attention": ``n D``, the query row of every head.
     - "value_norm": ``n n_kv_heads d_head``, the squares.
     - "contribution": a row, ``n_v D`` for weighting the values, ``n_v D d`` for one output projection of visual tokens.
-    - "removal_effect": a row, ``2 n D`` for the attention output and for the mean over the other keys, ``n D`` for
-      weighting the differences, ``n D d`` for one output projection of all keys.
+    - "removal_effect": a row, ``2 n D`` for the attention output and for the mean over the other keys, ``n_v D`` for
+      weighting the differences, ``n_v D d`` for one output projection of visual tokens.
     - "random": nothing.
 
     Args:
@@ -170,7 +170,7 @@ def scorer_cost(
         "attention": row,
         "value_norm": keys * shape.d_kv,
         "contribution": row + n_visual * shape.d_query * (1 + shape.d_model),
-        "removal_effect": row + keys * shape.d_query * (2 + 1 + shape.d_model),
+        "removal_effect": row + (2 * keys + n_visual * (1 + shape.d_model)) * shape.d_query,
         "random": 0,
     }
     return cost[score] * convention.scale

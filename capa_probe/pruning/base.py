@@ -84,7 +84,8 @@ class Pruner(ABC):
             object.__setattr__(self, "keep", tuple(keep_given))
         if isinstance(self.keep, tuple) and len(self.keep) != len(layers):
             raise CapaProbeError(
-                f"{len(self.keep)} values of keep were given for {len(layers)} layers; give one, or one for each."
+                f"keep={self.keep} holds {len(self.keep)} values for the pruning layers {layers}; give one for all, "
+                "or one for each."
             )
         keeps = [*self.keeps.values()] if layers else [self.keep] if not isinstance(self.keep, tuple) else []
         for keep in keeps:

@@ -11,7 +11,7 @@ from torch import Tensor
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.lvlm.families import FAMILIES, PaperSchedule
-from capa_probe.measures import removal_effect, resolve_tau, value_norms
+from capa_probe.measures import resolve_tau, value_norms
 from capa_probe.pruning.base import Pruner, VisualRows
 from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
 from capa_probe.pruning.random_tokens import random_scores
@@ -129,16 +129,15 @@ class CAPA(Pruner):
 
     def score_tokens(self, scoring: Scoring) -> Tensor:
         """The chosen measure, from the current query token."""
-        call = scoring.call
         match self.score:
             case "contribution":
                 return scoring.contribution
             case "attention":
                 return scoring.row.mean(dim=1)
             case "value_norm":
-                return value_norms(call.value)
+                return value_norms(scoring.call.value)
             case "removal_effect":
-                return removal_effect(scoring.row, call.value, call.project)
+                return scoring.removal_effect
             case "random":
                 return random_scores(scoring, self.seed)
 

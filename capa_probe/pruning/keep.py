@@ -28,15 +28,20 @@ def check_keep(keep: Keep, allow_none: bool = False) -> None:
     if keep == 0:
         if not allow_none:
             raise CapaProbeError(
-                "keep=0 was given, which leaves no visual token; say allow_none=True if that is meant, or "
-                f"{expected}."
+                "keep=0 was given, which leaves no visual token; say allow_none=True (--allow-none) if that is meant, "
+                f"or {expected}."
             )
     elif not 0 < keep <= 1 and not (isinstance(keep, int) and keep > 1):
         raise CapaProbeError(f"keep={keep!r} was given; {expected}.")
 
 
-def n_kept(keep: Keep, total: int) -> int:
+def n_kept(keep: Keep, total: int, whose: str = "the prompt") -> int:
     """Number of tokens that a budget keeps of ``total``: ``max(1, round(keep * total))``, or the count itself.
+
+    Args:
+        keep: share or count.
+        total: visual tokens that it is counted over.
+        whose: they are, for the message.
 
     Raises:
         CapaProbeError: a count above ``total``.
@@ -46,7 +51,7 @@ def n_kept(keep: Keep, total: int) -> int:
     if isinstance(keep, int) and keep > 1:
         if keep > total:
             raise CapaProbeError(
-                f"keep={keep} was given, but there are only {total} visual tokens; give a smaller count, or a share "
+                f"keep={keep} was given, but {whose} has only {total} visual tokens; give a smaller count, or a share "
                 "in (0, 1]."
             )
         return keep
@@ -105,7 +110,10 @@ def select(
             "model in bfloat16 or float32, or choose another score."
         )
     for row, positions in groups(image, budget):
-        n = n_kept(keep, len(positions))
+        whose = f"row {row} of the batch" if len(image) > 1 else "the prompt"
+        if budget == "image":
+            whose = f"image {int(image[row, positions[0]])} of {whose}"
+        n = n_kept(keep, len(positions), whose)
         there = positions[alive[row, positions]]
         if n > len(there) and isinstance(keep, int) and keep > 1:
             raise CapaProbeError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall
 from capa_probe.lvlm.tower_view import TowerView
-from capa_probe.measures import attention_contribution
+from capa_probe.measures import attention_contribution, removal_effect
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,28 @@ class Scoring:
     @cached_property
     def contribution(self) -> Tensor:
         """(batch, key) attention contribution of visual tokens to the current query token, float32."""
-        n = int(self.visual.sum(dim=1).max())
-        # Only visual keys go through the output projection; shorter rows are filled up with others.
-        chosen = (
-            self.visual.int().argsort(dim=1, stable=True)[:, self.visual.shape[1] - n :].to(self.row.device)
-        )
+        chosen = self._scored_keys
         heads, value = self.row.shape[1], self.call.value
         row = self.row.gather(2, chosen[:, None].expand(-1, heads, -1))
         index = chosen[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[3])
-        scores = attention_contribution(row, value.gather(2, index), self.call.project)
-        return self.row.new_zeros(self.row.shape[0], self.row.shape[2]).scatter(1, chosen, scores)
+        return self._spread(attention_contribution(row, value.gather(2, index), self.call.project))
+
+    @cached_property
+    def removal_effect(self) -> Tensor:
+        """(batch, key) what removing a visual token changes in the current query token's attention output, float32."""
+        return self._spread(removal_effect(self.row, self.call.value, self.call.project, self._scored_keys))
+
+    @cached_property
+    def _scored_keys(self) -> Tensor:
+        """(batch, chosen) keys that go through the output projection: the visual ones; shorter rows are filled up."""
+        n = int(self.visual.sum(dim=1).max())
+        last = self.visual.int().argsort(dim=1, stable=True)[:, self.visual.shape[1] - n :]
+        return last.to(self.row.device)
+
+    def _spread(self, scores: Tensor) -> Tensor:
+        """From scores of the scored keys to (batch, key)."""
+        zeros = self.row.new_zeros(self.row.shape[0], self.row.shape[2])
+        return zeros.scatter(1, self._scored_keys, scores)
 
     def check(self, scores: Tensor, method: str) -> Tensor:
         """Scores as float32, if they have the right shape.

@@ -1,0 +1,279 @@
+"""The confirmation as a whole: samples, resumption, claims, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import capa_probe as cp
+from capa_probe.benchmark.claims import FAILS, HOLDS, UNKNOWN, costs_nothing, harms_less, judge
+from capa_probe.benchmark.confirm import confirm
+from capa_probe.benchmark.experiments import EXPERIMENTS, choose
+from capa_probe.benchmark.sampling import apart, split, stratified, usable
+from capa_probe.benchmark.setup import Settings, images_keys
+from capa_probe.cli import app
+from capa_probe.errors import BadImageError, CapaProbeError, LeftOutWarning, OtherRunError
+from tests import processors, tiny
+from tests.confirm_trials import samples
+
+ROOT = Path(__file__).parents[1]
+MODEL, DATA = str(ROOT / "data" / "demo-lvlm"), str(ROOT / "data" / "shapesqa" / "test")
+SETTINGS = Settings(batch_size=4, max_new_tokens=2, draws=1, keeps=(0.5,), layers=(1,), eta=-0.5)
+
+
+def lvlm() -> cp.HookedLVLM:
+    return cp.HookedLVLM(tiny.shared("llava"), processors.shared("llava"))
+
+
+class TestSampling:
+    def test_as_many_of_each_task_and_of_as_many_images_as_can_be(self) -> None:
+        questions = cp.load_samples(DATA)
+        drawn = stratified(questions, 210, seed=1)
+        assert set(Counter(sample.task for sample in drawn).values()) == {30}
+        assert len(set(images_keys(drawn).values())) == 210
+        order = {sample.id: number for number, sample in enumerate(questions)}
+        assert [order[s.id] for s in drawn] == sorted(order[s.id] for s in drawn)
+        assert drawn == stratified(questions, 210, seed=1)
+        assert drawn != stratified(questions, 210, seed=2)
+        assert stratified(questions, None) == tuple(questions)
+
+    def test_a_task_with_few_samples_gives_all_it_has(self) -> None:
+        of_tasks = [cp.Sample(str(n), Image.new("RGB", (4, 4)), "?", task="ab"[n < 2]) for n in range(9)]
+        assert Counter(s.task for s in stratified(of_tasks, 7)) == {"a": 5, "b": 2}
+
+    def test_calibration_shares_no_image(self) -> None:
+        questions = cp.load_samples(DATA)
+        tested, aside = split(questions, 0.25)
+        keys = images_keys(questions)
+        assert len(tested) + len(aside) == len(questions)
+        assert not {keys[s.id] for s in tested} & {keys[s.id] for s in aside}
+        assert len({keys[s.id] for s in aside}) == round(0.25 * len(set(keys.values())))
+        assert apart(questions, questions[:3]) == tuple(
+            s for s in questions if keys[s.id] not in {keys[t.id] for t in questions[:3]}
+        )
+
+    def test_one_image_of_several_is_enough_to_be_left_out(self) -> None:
+        red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+        both, one = cp.Sample("both", [red, blue], "?"), cp.Sample("one", blue, "?")
+        assert apart([both], [one]) == ()
+        assert apart([cp.Sample("r", red, "?")], [one])[0].id == "r"
+
+    def test_images_that_cannot_be_used(self, tmp_path: Path) -> None:
+        bad = cp.Sample("bad", tmp_path / "none.png", "?")
+        blind = cp.Sample("blind", [], "?")
+        good, skipped = usable([*samples(2), bad, blind])
+        assert [sample.id for sample in good] == ["q0", "q1"]
+        assert [entry["sample"] for entry in skipped] == ["bad", "blind"]
+        with pytest.raises(BadImageError):
+            usable([bad], strict=True)
+        with pytest.raises(CapaProbeError, match="Two samples have the id 'q0'"):
+            usable([*samples(1), *samples(1)])
+
+
+class TestConfirm:
+    def test_experiments_can_be_added(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        first = confirm(lvlm(), samples(), out, experiments="4", settings=SETTINGS, progress=False)
+        assert {"ffn_redundancy", "ffn_redundancy_tests", "claims"} <= set(first.tables)
+        assert set(first.claims["experiment"]) == {4}
+        both = confirm(lvlm(), samples(), out, experiments="budget", settings=SETTINGS, progress=False)
+        assert set(both.claims["experiment"]) == {3, 4}
+        pd.testing.assert_frame_equal(both.tables["ffn_redundancy"], first.tables["ffn_redundancy"])
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert manifest == both.manifest
+        assert set(manifest["seconds"]) == {"ffn_redundancy", "budget"}
+        assert manifest["n_samples"] + manifest["n_calibration"] == 8
+        assert manifest["tables"]["budget_rows"] == len(both.tables["budget_rows"])
+        assert len(manifest["weights_hash"]) == len(manifest["data_fingerprint"]) == 64
+
+    def test_other_data_or_settings_are_refused(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        confirm(lvlm(), samples(), out, experiments="1", settings=SETTINGS, progress=False)
+        with pytest.raises(OtherRunError, match="n_samples = 6, but now it is 5"):
+            confirm(lvlm(), samples(7), out, experiments="1", settings=SETTINGS, progress=False)
+        other = Settings(**{**vars(SETTINGS), "eta": 0.9})
+        with pytest.raises(OtherRunError, match=r"settings\.eta = -0\.5, but now it is 0\.9"):
+            confirm(lvlm(), samples(), out, experiments="1", settings=other, progress=False)
+
+    def test_left_out_samples_are_said(self, tmp_path: Path) -> None:
+        bad = cp.Sample("bad", tmp_path / "none.png", "?")
+        with pytest.warns(LeftOutWarning, match="1 of 9 samples is left out"):
+            found = confirm(
+                lvlm(), samples(), calibration=[bad], experiments="1", settings=SETTINGS, progress=False
+            )
+        assert [entry["sample"] for entry in found.manifest["skipped"]] == ["bad"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"experiments": "7"}, "There is no experiment '7'; give all, or some of 1 "),
+            ({"limit": 0}, "limit=0 was given"),
+            ({"settings": Settings(layers=(9,))}, "Layer 9 was given for a model of 4 layers"),
+            ({"samples": []}, "No sample was given"),
+        ],
+    )
+    def test_bad_input(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(CapaProbeError, match=message):
+            confirm(lvlm(), options.pop("samples", samples()), progress=False, **options)
+
+    @pytest.mark.parametrize(
+        "options", [{"batch_size": 0}, {"keeps": (0.5, 1.5)}, {"eta": 2.0}, {"draws": True}, {"capa_keep": 0}]
+    )
+    def test_bad_settings(self, options: dict[str, Any]) -> None:
+        with pytest.raises(CapaProbeError, match="was given; give"):
+            Settings(**options)
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="forks")
+    def test_killed_at_any_moment_it_goes_on(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "tests.confirm_trials", str(tmp_path), "23"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        trials = found["trials"]
+        assert sum(trial["first"] == "killed" for trial in trials) >= 3
+        assert max(trial["parts_before"] for trial in trials if trial["first"] == "killed") > 3
+        for trial in trials:
+            assert trial["again"] == "done", trial
+            assert trial["kept"], trial
+            assert trial["equal"], trial
+
+
+class TestClaims:
+    row: ClassVar = {
+        "difference": -0.1,
+        "low": -0.2,
+        "high": -0.05,
+        "n": 50,
+        "mean_first": 0.1,
+        "mean_second": 0.2,
+    }
+
+    def test_rules(self) -> None:
+        assert harms_less(self.row, 0.01) == HOLDS
+        assert harms_less({**self.row, "difference": 0.1}, 0.01) == FAILS
+        assert harms_less(self.row, 0.2) == harms_less({**self.row, "n": 9}, 0.01) == UNKNOWN
+        assert harms_less(self.row, math.nan) == UNKNOWN
+        assert costs_nothing({**self.row, "low": -0.019, "high": 0.01}) == HOLDS
+        assert costs_nothing({**self.row, "low": -0.03, "high": -0.021}) == FAILS
+        assert costs_nothing({**self.row, "low": -0.03, "high": 0.01}) == UNKNOWN
+        assert costs_nothing({**self.row, "low": -0.01, "n": 5}) == UNKNOWN
+
+    def test_what_has_not_been_run_has_no_claim(self) -> None:
+        assert judge({}).empty
+        assert list(judge({})) == ["experiment", "claim", "where", "verdict", "numbers"]
+
+    def test_follow_from_the_tables(self) -> None:
+        """Answers that only ever go wrong without the anchors, on data made up for it."""
+        from capa_probe.benchmark.dumps_anchors import MEASURES, NAME
+        from capa_probe.benchmark.summary import compare, summarise
+
+        rng = np.random.default_rng(0)
+        rows = []
+        for role in ("dump", "anchor"):
+            for removed in ("role", "non_sinks", "visual"):
+                bad = role == "anchor" and removed == "role"
+                for n in range(300):
+                    record = {
+                        "layer": 5,
+                        "role": role,
+                        "removed": removed,
+                        "sample": f"s{n}",
+                        "image": f"i{n}",
+                    }
+                    score = {"correct": float(not bad), "agrees": float(not bad), "kl": 0.1}
+                    rows.append({**record, "task": "", **score, "hellinger": 0.5 * bad + rng.uniform(0, 0.1)})
+        table = pd.DataFrame(rows)
+        by = ["layer", "role", "removed"]
+        pairs = [("role", "non_sinks"), ("role", "visual")]
+        claims = judge(
+            {
+                NAME: summarise(table, by),
+                f"{NAME}_tests": compare(table, by[:2], "removed", pairs, MEASURES),
+                f"{NAME}_notes": pd.DataFrame({"note": []}),
+            }
+        )
+        assert claims["verdict"].tolist() == [HOLDS, HOLDS]
+        assert claims["where"].tolist() == ["layer 5", "layer 5"]
+        swapped = table.assign(role=table["role"].map({"dump": "anchor", "anchor": "dump"}))
+        claims = judge(
+            {
+                NAME: summarise(swapped, by),
+                f"{NAME}_tests": compare(swapped, by[:2], "removed", pairs, MEASURES),
+                f"{NAME}_notes": pd.DataFrame({"note": []}),
+            }
+        )
+        assert claims["verdict"].tolist() == [FAILS, UNKNOWN]
+
+
+class TestCommand:
+    def test_help_has_an_example(self) -> None:
+        shown = CliRunner().invoke(app, ["confirm", "--help"])
+        assert shown.exit_code == 0
+        assert "capa-probe confirm llava-hf/llava-1.5-7b-hf" in " ".join(shown.output.split())
+
+    def test_demo_model(self, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        command = [
+            *("confirm", MODEL, DATA, "--out", str(out), "--experiments", "ffn_redundancy"),
+            *("--limit", "7", "--batch-size", "7"),
+        ]
+        first = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert first.exit_code == 0, first.output
+        assert "Hadamard" in first.output
+        manifest = json.loads((out / "manifest.json").read_text())
+        # The calibration split lies beside the test split.
+        assert (manifest["n_samples"], manifest["n_calibration"]) == (7, 210)
+        assert manifest["seconds"]["ffn_redundancy"]["parts_made"] > 3
+        parts = {file: file.stat().st_mtime_ns for file in (out / "parts").rglob("*.parquet")}
+        again = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert again.exit_code == 0
+        assert parts == {file: file.stat().st_mtime_ns for file in (out / "parts").rglob("*.parquet")}
+        refused = CliRunner().invoke(app, [*command, "--eta", "0.9"])
+        assert refused.exit_code == 2
+        assert "settings.eta = 0.96, but now it is 0.9" in refused.output
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--experiments", "nine"], "There is no experiment 'nine'"),
+            (["--keep", "0.5,2"], "--keep 0.5,2 was given"),
+            (["--keep", "half"], "--keep half was given"),
+            (["--layers", "x"], "--layers x was given"),
+            (["--tau", "-1"], "--tau -1 was given"),
+            (["--eta", "3"], "--eta 3"),
+            (["--calibration", "nowhere"], "nowhere"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, tmp_path: Path, options: list[str], message: str) -> None:
+        shown = CliRunner().invoke(app, ["confirm", MODEL, DATA, "--out", str(tmp_path / "run"), *options])
+        assert shown.exit_code == 2
+        assert shown.output.startswith("error: ")
+        assert message in shown.output
+        assert shown.output.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("x")
+        shown = CliRunner().invoke(app, ["confirm", MODEL, DATA, "--out", str(tmp_path), "--overwrite"])
+        assert shown.exit_code == 2
+        assert "holds no benchmark run" in shown.output
+        assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_registry_names_modules_that_are_there() -> None:
+    for experiment in EXPERIMENTS:
+        assert (ROOT / "capa_probe" / "benchmark" / f"{experiment.name}.py").is_file()
+    assert [experiment.number for experiment in EXPERIMENTS] == list(range(1, len(EXPERIMENTS) + 1))
+    assert [experiment.name for experiment in choose("budget, 1")] == ["dumps_anchors", "budget"]
