@@ -108,12 +108,13 @@ def depth_table(verdict: pd.DataFrame) -> Table:
     """What is lost without visual tokens, one row per task; a cost whose interval excludes 0 has a star."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     row = verdict.iloc[0]
-    columns = {"gone_2": "gone\nbefore 2", "gone_third": f"gone\nbefore {row['third']}"}
-    columns |= {"random_25": "25 %\nat random", "best_25": "25 %\nby score"}
+    columns = {"gone_2": "gone\nfrom 2", "gone_third": f"gone\nfrom {row['third']}"}
+    columns |= {"random_25": "25 %,\nrandom", "best_25": "25 %,\nscore"}
     shown = {name: heading for name, heading in columns.items() if verdict[name].notna().any()}
-    table.add_column("task")
-    for heading in ("n", "unpruned", "no image", "last layer\nthat costs", *(f"cost:\n{of}" for of in shown.values())):
-        table.add_column(heading, justify="right")
+    table.add_column("task", overflow="fold")
+    headings = ["n", "unpruned", "no\nimage", "last\nlayer", *(f"cost:\n{of}" for of in shown.values())]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for record in verdict.to_dict("records"):
         costs = [f"{record[of]:.3f}{'*' if record[f'{of}_low'] > 0 else ' '}" for of in shown]
         last = "none" if record["last_layer"] < 0 else str(record["last_layer"])

@@ -14,9 +14,9 @@ import pandas as pd
 
 from capa_probe.benchmark.answers import prepare
 from capa_probe.benchmark.cells import cell, vanilla_rows
-from capa_probe.benchmark.knock_spread import digest
 from capa_probe.benchmark.regions import KeepTokens, others, region_tokens
 from capa_probe.benchmark.setup import Setup, chunks
+from capa_probe.benchmark.steps_forced import digest
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.pruning import CAPA, Pruner, Random
 from capa_probe.pruning.capa import Score
