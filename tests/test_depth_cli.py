@@ -82,7 +82,7 @@ class TestCommand:
         assert manifest["tables"]["depth_gone_rows"] == 4 * 4
         assert (out / "figures" / "depth.png").stat().st_size > 10_000
         assert (out / "figures" / "depth.svg").read_text().lstrip().startswith("<?xml")
-        assert "no image" in done.stdout
+        assert "unpruned" in done.stdout
         assert "Over 4 samples of 4 images, accuracy is" in done.stdout
         assert str(out / "figures" / "depth.svg") in done.stdout
 

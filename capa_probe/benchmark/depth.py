@@ -116,12 +116,6 @@ def measure_depth(
             store.write(name, table)
         asked = {"keeps": list(keeps), "layers": list(at), "scores": list(scores), "draws": draws}
         store.finish(asked=asked, skipped=skipped)
-    if skipped:
-        n = len(skipped)
-        first = skipped[0]["reason"]
-        warnings.warn(
-            f"{n} of {n + len(chosen)} samples were left out: {first}", LeftOutWarning, stacklevel=2
-        )
     return tables
 
 

@@ -53,18 +53,13 @@ def verdict(tables: Mapping[str, pd.DataFrame], n_layers: int, measure: str) -> 
         measure: "correct", or "agrees" where no answers are known.
 
     Returns:
-        One row per task, "all" first:
-
-        - ``whole``: mean of the measure unpruned, with its interval; ``blank``: with all visual tokens gone before
-          layer 0;
-        - ``last_layer``: the last layer before which removing all visual tokens costs something (the interval of the
-          paired difference lies above 0); -1 where that is never so;
-        - ``gone_2``, ``gone_third``: what it costs before layer 2, and before layer L/3 (rounded up, ``third``):
-          mean of whole less pruned, interval, p-value;
-        - ``random_25``: what it costs to keep a random 25 % from layer 2 on; ``best_25``: likewise by the score that
-          costs least there, of those that were asked for.
-
-        NaN, or an empty string, where the model is too shallow or no such cell was run.
+        One row per task, "all" first. ``whole``: mean of the measure unpruned, with its interval; ``blank``: with all
+        visual tokens gone before layer 0. ``last_layer``: the last layer before which removing all visual tokens costs
+        something (the interval of the paired difference lies above 0); -1 where that is never so. ``gone_2`` and
+        ``gone_third``: what it costs before layer 2, and before layer L/3 (rounded up, ``third``): mean of whole less
+        pruned, interval, p-value. ``random_25``: what it costs to keep a random 25 % from layer 2 on; ``best_25``:
+        likewise by the score that costs least there, of those that were asked for. NaN, or an empty string, where the
+        model is too shallow or no such cell was run.
     """
     summary, gone, kept = tables[GONE], tables[f"{GONE}_tests"], tables[f"{KEPT}_tests"]
     gone = gone[(gone["measure"] == measure) & (gone["second"] == NONE)]
