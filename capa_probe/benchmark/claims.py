@@ -82,9 +82,9 @@ def costs_nothing(row: Mapping[str, Any]) -> Verdict:
 
 def _said(row: Mapping[str, Any], what: str, p: float | None = None) -> str:
     """The numbers of a test."""
-    ends = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+    ends = f"{row['difference']:+.5f} [{row['low']:+.5f}, {row['high']:+.5f}]"
     of = f", p = {p:.4f}" if p is not None else ""
-    return f"{what} {row['mean_first']:.4f} against {row['mean_second']:.4f}, difference {ends}{of}, n = {row['n']}"
+    return f"{what} {row['mean_first']:.5f} against {row['mean_second']:.5f}, difference {ends}{of}, n = {row['n']}"
 
 
 def _compared(
