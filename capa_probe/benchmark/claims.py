@@ -177,7 +177,7 @@ def _budget(tables: Tables) -> Iterator[Claim]:
     tests = _all(tables, "budget_tests")
     if tests.empty:
         return
-    overall = tests[tests["stage"] == "all"]
+    overall = tests[(tests["stage"] == "all") & (tests["n"] > 0)]
     for second, rows in overall.groupby("second", sort=False):
         than = "at random" if second == "random" else f"by {str(second).replace('_', ' ')}"
         claim = f"At the same budget, keeping by contribution harms less than {than}"
