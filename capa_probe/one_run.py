@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from capa_probe.benchmark.one_prompt import OnePrompt, Side, ranges, run_one_prompt
-from capa_probe.benchmark.schedule import is_paper_model, stage_layers
+from capa_probe.benchmark.schedule import is_paper_model, published, stage_layers
 from capa_probe.console import quiet_transformers, status
 from capa_probe.errors import CapaProbeError
 from capa_probe.files import write_json
@@ -79,7 +79,7 @@ class Wanted:
             raise CapaProbeError(
                 f"The {stage} stage was asked for, which a model of {lvlm.n_layers} layers does not have; give layers."
             )
-        paper = f"{lvlm.family.schedule.model}, {stage}"
+        paper = f"{published(lvlm).model}, {stage}"
         why = f"published for {paper}" if is_paper_model(lvlm) else f"that of {paper}, scaled to this depth"
         return build(self.method, **settings, layers=(stages[stage],)), why
 

@@ -52,7 +52,7 @@ class TestInterval:
         with_clusters, without = 0, 0
         for seed in range(300):
             values, clusters = clustered(40, 4, seed)
-            right, wrong = mean_interval(values, clusters, seed), mean_interval(values, None, seed)
+            right, wrong = (mean_interval(values, of, seed, resamples=500) for of in (clusters, None))
             with_clusters += right.low <= 0 <= right.high
             without += wrong.low <= 0 <= wrong.high
         assert 0.90 <= with_clusters / 300 <= 0.98

@@ -128,7 +128,16 @@ class TestConfirm:
             confirm(lvlm(), options.pop("samples", samples()), progress=False, **options)
 
     @pytest.mark.parametrize(
-        "options", [{"batch_size": 0}, {"keeps": (0.5, 1.5)}, {"eta": 2.0}, {"draws": True}, {"capa_keep": 0}]
+        "options",
+        [
+            {"batch_size": 0},
+            {"keeps": (0.5, 1.5)},
+            {"eta": 2.0},
+            {"draws": True},
+            {"capa_keep": 0},
+            {"seed": -1},
+            {"keeps": ()},
+        ],
     )
     def test_bad_settings(self, options: dict[str, Any]) -> None:
         with pytest.raises(CapaProbeError, match="was given; give"):
@@ -137,7 +146,7 @@ class TestConfirm:
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="forks")
     def test_killed_at_any_moment_it_goes_on(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "tests.confirm_trials", str(tmp_path), "23"]
+        command = [sys.executable, "-m", "tests.confirm_trials", str(tmp_path), "37"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
@@ -224,9 +233,15 @@ class TestCommand:
         assert "capa-probe confirm llava-hf/llava-1.5-7b-hf" in " ".join(shown.output.split())
 
     def test_demo_model(self, tmp_path: Path) -> None:
-        out = tmp_path / "run"
+        out, data = tmp_path / "run", tmp_path / "shapesqa"
+        for part in ("test", "calibration"):
+            (data / part).mkdir(parents=True)
+            given = ROOT / "data" / "shapesqa" / part
+            (data / part / "images").symlink_to(given / "images")
+            lines = (given / "samples.jsonl").read_text().splitlines()[:14]
+            (data / part / "samples.jsonl").write_text("\n".join(lines))
         command = [
-            *("confirm", MODEL, DATA, "--out", str(out), "--experiments", "ffn_redundancy"),
+            *("confirm", MODEL, str(data / "test"), "--out", str(out), "--experiments", "ffn_redundancy"),
             *("--limit", "7", "--batch-size", "7"),
         ]
         first = CliRunner().invoke(app, command, catch_exceptions=False)
@@ -234,7 +249,7 @@ class TestCommand:
         assert "Hadamard" in first.output
         manifest = json.loads((out / "manifest.json").read_text())
         # The calibration split lies beside the test split.
-        assert (manifest["n_samples"], manifest["n_calibration"]) == (7, 210)
+        assert (manifest["n_samples"], manifest["n_calibration"]) == (7, 14)
         assert manifest["seconds"]["ffn_redundancy"]["parts_made"] > 3
         parts = {file: file.stat().st_mtime_ns for file in (out / "parts").rglob("*.parquet")}
         again = CliRunner().invoke(app, command, catch_exceptions=False)

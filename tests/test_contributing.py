@@ -34,15 +34,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "tests").mkdir()
     for name in ("pyproject.toml", "tests/conftest.py", "tests/tiny.py", "tests/reference.py"):
         shutil.copy(ROOT / name, copy / name)
-    families = copy / "capa_probe" / "lvlm" / "families.py"
     for title, text in EXAMPLES.items():
         file, _, place = title.partition(": ")
         if place == "PROBE_COLUMNS":
             put_before(copy / file, "}\n", text, after="\nPROBE_COLUMNS:")
         elif place == "FAMILIES":
             put_before(copy / file, "    )\n}\n", text, after="\nFAMILIES:")
-        elif copy / file == families:
-            put_before(families, "#: Every supported family", f"{text}\n\n", after="\nclass InternVL(")
+        elif place == "imports":
+            put_before(copy / file, "from capa_probe.lvlm.families.qwen2_5_vl", text, after="import")
         else:
             assert not (copy / file).exists(), f"{file} is there already; the example is no example any more"
             (copy / file).write_text(text, encoding="utf-8")
@@ -61,8 +60,9 @@ def test_the_guide_holds_both_examples() -> None:
         "capa_probe/probes/value_cosine.py",
         "capa_probe/schema.py: PROBE_COLUMNS",
         "tests/test_value_cosine.py",
-        "capa_probe/lvlm/families.py",
-        "capa_probe/lvlm/families.py: FAMILIES",
+        "capa_probe/lvlm/families/mistral3.py",
+        "capa_probe/lvlm/families/registry.py: imports",
+        "capa_probe/lvlm/families/registry.py: FAMILIES",
         "tests/test_mistral3.py",
     ]
 
@@ -72,6 +72,38 @@ def test_the_examples_pass_their_own_tests(project: Path) -> None:
     assert "6 passed" in out  # three families with the probe, three tests of the new family
 
 
+def test_the_new_family_is_pruned_and_has_no_published_schedule(project: Path) -> None:
+    code = """
+import torch
+import capa_probe as cp
+from capa_probe.benchmark.schedule import is_paper_model, stage_layers
+from tests.test_mistral3 import build, inputs
+
+lvlm, ids = cp.HookedLVLM(build()), []
+try:
+    cp.CAPA(layers=(1,)).attach(lvlm).__enter__()
+except ValueError as error:
+    print(str(error).partition(",")[0])
+lvlm.model.config.text_config.sliding_window = None
+for execution in ("masked", "compact"):
+    with cp.CAPA(layers=(1, 3), keep=(0.6, 0.3), execution=execution).attach(lvlm) as trace:
+        ids.append(lvlm.model.generate(**inputs(), max_new_tokens=4, do_sample=False, pad_token_id=0))
+print(torch.equal(*ids), trace.visual_tokens[:, 1].tolist(), is_paper_model(lvlm))
+print(cp.CAPA.paper("llava-1.5-7b").layers)
+try:
+    stage_layers(lvlm)
+except ValueError as error:
+    print(error)
+"""
+    said = run(project, sys.executable, "-c", code).splitlines()
+    assert said == [
+        "The model has layers of sliding_attention",
+        "True [7, 4, 4, 2] False",
+        "(5,)",
+        "A layer of the published schedule was asked for, but the paper has no mistral3 model; give layers.",
+    ]
+
+
 def test_the_examples_follow_the_style(project: Path) -> None:
     ruff = str(Path(sys.executable).with_name("ruff"))
     if not Path(ruff).exists():
@@ -79,7 +111,7 @@ def test_the_examples_follow_the_style(project: Path) -> None:
     files = [
         "capa_probe/probes/value_cosine.py",
         "capa_probe/schema.py",
-        "capa_probe/lvlm/families.py",
+        "capa_probe/lvlm/families",
         "tests",
     ]
     run(project, ruff, "check", "--no-cache", *files)

@@ -223,7 +223,7 @@ class TestActivations:
 class TestRefusals:
     def test_other_models(self) -> None:
         text_only = LlamaForCausalLM(LlamaConfig(**tiny.TEXT))
-        with pytest.raises(CapaProbeError, match=r"llama.*llava.*qwen2_5_vl.*internvl.*families\.py"):
+        with pytest.raises(CapaProbeError, match=r"llama.*llava.*qwen2_5_vl.*internvl.*lvlm/families\."):
             cp.HookedLVLM(text_only)
         with pytest.raises(CapaProbeError, match="type Linear was given"):
             cp.HookedLVLM(nn.Linear(2, 2))

@@ -123,7 +123,7 @@ def test_models_of_other_families_are_refused_with_what_is_supported(tmp_path: P
             f"{family} (such as {model})" in text
             for family, model in zip(tiny.FAMILY_NAMES, NATIVE, strict=True)
         )
-        assert "to add a family, write one class in capa_probe/lvlm/families.py" in text
+        assert "to add a family, write one file in capa_probe/lvlm/families." in text
 
 
 def test_a_llava_with_a_pixtral_tower_is_refused(tmp_path: Path) -> None:

@@ -243,6 +243,8 @@ def test_tables_of_a_run() -> None:
         rows.query("method == 'random' and step == 1")["hellinger"].mean()
     )
     tests = tables["over_steps_tests"]
+    assert set(tests["task"]) == {"all", "a", "b", "describe"}
+    tests = tests[tests["task"] == "all"]
     assert tests[["measure", "first", "second"]].to_numpy().tolist() == [
         [measure, "contribution", second]
         for second in ("attention", "random", "every_step")
@@ -250,6 +252,10 @@ def test_tables_of_a_run() -> None:
     ]
     mean = rows.groupby(["method", "sample"])["hellinger"].mean().unstack("method")
     assert tests["difference"].iloc[2] == pytest.approx((mean["contribution"] - mean["random"]).mean())
+    # At the prompt's step "every_step" has pruned nothing yet, so that it does not count there.
+    later = rows[rows["step"] > 0].groupby(["method", "sample"])["hellinger"].mean().unstack("method")
+    assert tests["mean_second"].iloc[4] == pytest.approx(later["every_step"].mean())
+    assert tests["mean_first"].iloc[4] == pytest.approx(later["contribution"].mean())
     maps = tables["over_steps_maps_rows"]
     assert set(maps["layer"]) == {0, 1, 2, 3}
     assert set(maps["against"]) == {"previous", "prefill"}

@@ -19,9 +19,10 @@ QWEN = {"family": "qwen2_5_vl", "n_layers": 28, "d_model": 3584}
 def test_the_facts_are_those_of_the_families() -> None:
     """Analyses import no model code, so the paper's layers are written down twice."""
     assert {family for family, _, _ in HADAMARD_LAYERS} == set(FAMILIES)
-    for (family, n_layers, _), (model, layers) in HADAMARD_LAYERS.items():
+    for (family, n_layers, d_model), (model, layers) in HADAMARD_LAYERS.items():
         schedule = FAMILIES[family].schedule
-        assert schedule.model == model.lower()
+        assert schedule is not None
+        assert (schedule.model, schedule.n_layers, schedule.d_model) == (model.lower(), n_layers, d_model)
         assert schedule.hadamard_layers == layers
         assert max(layers) < n_layers
 

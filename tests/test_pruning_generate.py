@@ -15,6 +15,7 @@ from torch import Tensor
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.pruning import CAPA, Pruner, Random, Trace
+from capa_probe.pruning.capa import SCORES
 from capa_probe.pruning.ffn import SkipFFN
 from tests import pruned_reference as reference
 from tests import tiny
@@ -321,6 +322,39 @@ class TestEveryStep:
             assert torch.equal(kept, wanted)
             assert (out.logits[step] - logits[:, -1]).abs().max() < 1e-5
         assert any(not torch.equal(trace.steps[0][2], other[2]) for other in trace.steps[1:])
+
+    @FAMILIES
+    @pytest.mark.parametrize("score", SCORES)
+    def test_without_an_image_it_is_the_model_itself(self, family: str, score: Any) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family, (0, 0))
+        plain = generate(lvlm, inputs)
+        with CAPA(layers=(2,), score=score, rescore="every_step").attach(lvlm) as trace:
+            found = generate(lvlm, inputs)
+        assert torch.equal(found.sequences, plain.sequences)
+        assert (torch.stack(found.logits) - torch.stack(plain.logits)).abs().max() < 1e-5
+        assert all(torch.equal(step[2], inputs["attention_mask"].bool()) for step in trace.steps)
+
+    @FAMILIES
+    @pytest.mark.parametrize("images", [(2,), (1, 2, 0)])
+    def test_beams_score_what_each_of_them_saw(self, family: str, images: tuple[int, ...]) -> None:
+        """Beam search reorders the cache; its scores are those of the sequences that it returns, fed one by one."""
+        lvlm, inputs = wrapped(family), tiny.inputs(family, images)
+        pruner = CAPA(layers=(1, 3), keep=(0.5, 0.2), rescore="every_step")
+        with pruner.attach(lvlm):
+            out = generate(lvlm, inputs, num_beams=3, length_penalty=0.0, output_scores=True)
+        forced, rows, mask = torch.zeros(len(images)), torch.arange(len(images)), inputs["attention_mask"]
+        with pruner.attach(lvlm):
+            first = generate(lvlm, inputs, n=1)
+            logits = first.logits[0]
+            for ids in out.sequences[:, -N:].T:
+                forced += logits.log_softmax(dim=-1)[rows, ids]
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+                position = mask.sum(dim=1, keepdim=True) - 1
+                if family == "qwen2_5_vl":
+                    position = (position + lvlm.model.model.rope_deltas)[None].expand(3, -1, -1)
+                step = {"input_ids": ids[:, None], "attention_mask": mask, "position_ids": position}
+                logits = lvlm.model(**step, past_key_values=first.past_key_values).logits[:, -1]
+        assert (forced - out.sequences_scores).abs().max() < 1e-5
 
     @FAMILIES
     def test_several_layers_are_nested(self, family: str) -> None:

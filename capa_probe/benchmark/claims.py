@@ -1,11 +1,13 @@
 """What the paper claims, and whether it holds on the model at hand: a table from the tables of the experiments.
 
-Every verdict follows from a rule that was fixed before any number was seen:
+Every verdict follows from a rule:
 
 - *A harms less than B* (a distance between next-token distributions): **holds** if the mean difference A - B is below
-  0 and its sign-flip p-value is below 0.05, **does not hold** if it is above 0 with p below 0.05. p is Holm-corrected
-  over the comparisons of the same claim. Otherwise it **cannot be judged**: no difference was found, which with few
-  samples, or where everything harms next to nothing, says little.
+  0 and its sign-flip p-value is below 0.05, **does not hold** if it is above 0 with p below 0.05. p is always the
+  table's own ``p_holm``: corrected over all tests of the same table, task and measure (of knock-outs, of the same
+  reading and effect; of accuracy against budget, the averages over all stages and budgets are a table of their own).
+  Otherwise it **cannot be judged**: no difference was found, which with few samples, or where everything harms next to
+  nothing, says little.
 - *X costs no accuracy worth naming* (2 points): **holds** if the 95 % interval of the change lies above -0.02, **does
   not hold** if it lies below -0.02; otherwise it cannot be judged.
 - *X saves Y*: **holds** or **does not hold** by the number itself, with its interval where it is measured.
@@ -21,8 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pandas as pd
-
-from capa_probe.benchmark.statistics import holm
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be judged"]
 HOLDS: Verdict = "holds"
@@ -64,11 +64,14 @@ def judge(tables: Tables) -> pd.DataFrame:
 # -- rules
 
 
-def harms_less(row: Mapping[str, Any], p: float) -> Verdict:
-    """The first rule, on a row of a tests table with ``difference`` and ``n``, and its corrected p-value."""
-    if row["n"] < FEWEST or not p < LEVEL:
+def harms_less(row: Mapping[str, Any], flip: bool = False) -> Verdict:
+    """The first rule, on a row of a tests table with ``difference``, ``n`` and ``p_holm``.
+
+    ``flip``: the claim is that the first harms more, or ranks better.
+    """
+    if row["n"] < FEWEST or not row["p_holm"] < LEVEL:
         return UNKNOWN
-    return HOLDS if row["difference"] < 0 else FAILS
+    return HOLDS if (row["difference"] < 0) != flip else FAILS
 
 
 def costs_nothing(row: Mapping[str, Any]) -> Verdict:
@@ -80,11 +83,25 @@ def costs_nothing(row: Mapping[str, Any]) -> Verdict:
     return FAILS if row["high"] < -MARGIN else UNKNOWN
 
 
-def _said(row: Mapping[str, Any], what: str, p: float | None = None) -> str:
+def _said(row: Mapping[str, Any], what: str, digits: int = 4, p: bool = True) -> str:
     """The numbers of a test."""
-    ends = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
-    of = f", p = {p:.4f}" if p is not None else ""
-    return f"{what} {row['mean_first']:.4f} against {row['mean_second']:.4f}, difference {ends}{of}, n = {row['n']}"
+    first, second, *ends = (
+        f"{row[name]:{sign}.{digits}f}"
+        for name, sign in (
+            ("mean_first", ""),
+            ("mean_second", ""),
+            ("difference", "+"),
+            ("low", "+"),
+            ("high", "+"),
+        )
+    )
+    of = f", p = {row['p_holm']:.4f}" if p else ""
+    return f"{what} {first} against {second}, difference {ends[0]} [{ends[1]}, {ends[2]}]{of}, n = {row['n']}"
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    """The numbers of a test of the second kind, which goes by the interval alone."""
+    return _said(row, "accuracy", 3, p=False)
 
 
 def _compared(
@@ -93,12 +110,12 @@ def _compared(
     claim: str,
     where: Callable[[Mapping[str, Any]], str],
     flip: bool = False,
+    what: str = "Hellinger distance",
+    digits: int = 5,
 ) -> Iterator[Claim]:
-    """A claim of the first kind, once for each row; corrected over them. ``flip``: it is the first that harms more."""
-    corrected = holm(tests["p"].to_numpy())
-    for row, p in zip(_rows(tests), corrected.tolist(), strict=True):
-        judged = {**row, "difference": -row["difference"]} if flip else row
-        yield Claim(number, claim, where(row), harms_less(judged, p), _said(row, "Hellinger", p))
+    """A claim of the first kind, once for each row."""
+    for row in _rows(tests):
+        yield Claim(number, claim, where(row), harms_less(row, flip), _said(row, what, digits))
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -139,37 +156,32 @@ def _dumps_anchors(tables: Tables) -> Iterator[Claim]:
             yield from _compared(own, 1, claim, lambda row: f"layer {row['layer']}", flip=True)
         else:
             for row in _rows(own):
-                yield Claim(1, claim, f"layer {row['layer']}", costs_nothing(row), _said(row, "accuracy"))
+                yield Claim(1, claim, f"layer {row['layer']}", costs_nothing(row), _accuracy(row))
 
 
 def _knockout(tables: Tables) -> Iterator[Claim]:
-    tests = tables.get("knockout_tests")
-    if tests is None or tests.empty:
+    tests = _all(tables, "knockout_tests", "spearman")
+    if tests.empty:
         return
-    claim = "Contribution ranks visual tokens by their true effect better than {} does"
-    own = tests[
-        (tests["effect"] == "hellinger")
-        & (tests["scored_at"] == "previous")
-        & (tests["measure"] == "spearman")
-    ]
+    own = tests[(tests["effect"] == "hellinger") & (tests["scored_at"] == "previous")]
     for second in ("attention", "value_norm", "removal_effect", "random"):
+        than = "chance" if second == "random" else f"{second.replace('_', ' ')} does"
+        claim = f"Contribution ranks visual tokens by their true effect better than {than}"
         rows = own[own["second"] == second]
-        for row, p in zip(_rows(rows), holm(rows["p"].to_numpy()).tolist(), strict=True):
-            verdict = harms_less({**row, "difference": -row["difference"]}, p)
-            ends = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            numbers = f"Spearman's rho, difference {ends}, p = {p:.4f}, n = {row['n']}"
-            yield Claim(2, claim.format(second.replace("_", " ")), f"layer {row['layer']}", verdict, numbers)
+        yield from _compared(
+            rows, 2, claim, lambda row: f"layer {row['layer']}", flip=True, what="Spearman's rho", digits=3
+        )
 
 
 def _budget(tables: Tables) -> Iterator[Claim]:
     tests = _all(tables, "budget_tests")
     if tests.empty:
         return
-    overall = tests[tests["stage"] == "all"]
-    corrected = holm(overall["p"].to_numpy()).tolist()
-    for row, p in zip(_rows(overall), corrected, strict=True):
-        claim = f"At the same budget, keeping by contribution harms less than by {row['second'].replace('_', ' ')}"
-        yield Claim(3, claim, "all stages and budgets", harms_less(row, p), _said(row, "Hellinger", p))
+    overall = tests[(tests["stage"] == "all") & (tests["n"] > 0)]
+    for second, rows in overall.groupby("second", sort=False):
+        than = "at random" if second == "random" else f"by {str(second).replace('_', ' ')}"
+        claim = f"At the same budget, keeping by contribution harms less than {than}"
+        yield from _compared(rows, 3, claim, lambda row: "all stages and budgets")
     at_stages = tests[(tests["stage"] != "all") & (tests["second"] == "random")]
     for stage, rows in at_stages.groupby("stage", sort=False):
         together = rows.iloc[(rows["keep"] - 0.25).abs().argsort()[:1]]
@@ -194,12 +206,12 @@ def _ffn(tables: Tables) -> Iterator[Claim]:
     accuracy = _all(tables, "ffn_redundancy_tests", "correct")
     accuracy = accuracy[(accuracy["group"] == "redundant") & (accuracy["second"] == "full")]
     for row in _rows(accuracy[accuracy["first"] == "hadamard"]):
-        yield Claim(4, claim, f"layers {row['layers']}", costs_nothing(row), _said(row, "accuracy"))
+        yield Claim(4, claim, f"layers {row['layers']}", costs_nothing(row), _accuracy(row))
     claim = "Skipping the FFN of redundant layers costs accuracy (5 to 10 %)"
     for row in _rows(accuracy[accuracy["first"] == "skip"]):
         opposite: dict[Verdict, Verdict] = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: UNKNOWN}
         verdict = opposite[costs_nothing(row)]
-        yield Claim(4, claim, f"layers {row['layers']}", verdict, _said(row, "accuracy"))
+        yield Claim(4, claim, f"layers {row['layers']}", verdict, _accuracy(row))
     if len(between):
         own = between[between["ffn"] == "hadamard"]
         claim = "The Hadamard product harms less in redundant layers than in as many others"
@@ -215,7 +227,7 @@ def _together(tables: Tables) -> Iterator[Claim]:
         stage = row["stage"]
         for test in _rows(tests[tests["first"] == f"capa {stage}"]):
             claim = "CAPA costs no accuracy worth naming"
-            yield Claim(5, claim, stage, costs_nothing(test), _said(test, "accuracy"))
+            yield Claim(5, claim, stage, costs_nothing(test), _accuracy(test))
         saved, whole = 1 - row["flops_share_as_published"], 1 - row["flops_share"]
         verdict = HOLDS if saved >= SAVING else FAILS
         numbers = f"{saved:.1%} as the paper counts, {whole:.1%} of the whole forward"
@@ -229,10 +241,9 @@ def _together(tables: Tables) -> Iterator[Claim]:
 
 
 def _over_steps(tables: Tables) -> Iterator[Claim]:
-    tests = tables.get("over_steps_tests")
-    if tests is None or tests.empty:
+    own = _all(tables, "over_steps_tests")
+    if own.empty:
         return
-    own = tests[tests["measure"] == "hellinger"]
     names = {
         "attention": "Over the whole answer, pruning by contribution harms less than by attention",
         "random": "Over the whole answer, pruning by contribution harms less than at random",
@@ -240,11 +251,8 @@ def _over_steps(tables: Tables) -> Iterator[Claim]:
     }
     for second, claim in names.items():
         rows = own[own["second"] == second]
-        for row, p in zip(_rows(rows), holm(rows["p"].to_numpy()).tolist(), strict=True):
-            against = -row["difference"] if second == "every_step" else row["difference"]
-            ends = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
-            numbers = f"Hellinger by contribution less that by the other, {ends}, p = {p:.4f}, n = {row['n']}"
-            yield Claim(6, claim, str(row["stage"]), harms_less({**row, "difference": against}, p), numbers)
+        flip = second == "every_step"  # CAPA itself comes first in the table
+        yield from _compared(rows, 6, claim, lambda row: str(row["stage"]), flip)
 
 
 _CLAIMS: tuple[Callable[[Tables], Iterator[Claim]], ...] = (

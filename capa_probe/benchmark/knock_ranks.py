@@ -72,17 +72,11 @@ def correlate(
         n_tokens, spearman, kendall, recall; NaN where nothing can be judged.
     """
     keys = ["sample", "task", "layer", "scored_at"]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[Any, Any]] = []
     for values, group in tokens.groupby(keys, sort=False):
         own = group.sort_values("position")
-        sample, task, layer, scored_at = values
-        place = {
-            "sample": sample,
-            "task": task,
-            "image": images[sample],
-            "layer": layer,
-            "scored_at": scored_at,
-        }
+        place = dict(zip(keys, values, strict=True))
+        place["image"] = images[str(place["sample"])]
         rows += [
             {**place, "effect": effect, "score": score, "n_tokens": len(own)}
             | agreement(own[effect].to_numpy(), own[score].to_numpy(), top)

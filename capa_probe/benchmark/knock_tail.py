@@ -130,7 +130,7 @@ def knock_out(
     """
     _check_tail(lvlm, vanilla, layer)
     chosen = vanilla.visual if positions is None else positions.to(vanilla.visual.device)
-    for chunk in chosen.sort().values.split(batch_size):
+    for chunk in torch.split(chosen.sort().values, batch_size):
         yield chunk, _tail(lvlm, vanilla, layer, chunk)
 
 

@@ -76,7 +76,7 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
 
 
 def compare_scores(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Contribution against every other score, paired over the samples of all tasks.
+    """Contribution against every other score, paired over samples, of all tasks together and of each.
 
     Args:
         rows: what :func:`~capa_probe.benchmark.knock_ranks.correlate` returns.
@@ -84,12 +84,12 @@ def compare_scores(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         As :func:`capa_probe.benchmark.summary.compare` returns them; a positive difference is a lead of contribution,
-        and ``p_holm`` is corrected over the layers and scores of one reading, effect and statistic.
+        and ``p_holm`` is corrected over the layers and scores of one task, reading, effect and statistic.
     """
     pairs = [(SCORES[0], score) for score in (*SCORES[1:], RANDOM)]
     by = ["layer", "scored_at", "effect"]
-    tests = compare(rows.assign(task="all"), by, "score", pairs, STATISTICS, seed)
-    families = tests.groupby(["scored_at", "effect", "measure"], sort=False)["p"]
+    tests = compare(rows, by, "score", pairs, STATISTICS, seed)
+    families = tests.groupby(["task", "scored_at", "effect", "measure"], sort=False)["p"]
     return tests.assign(p_holm=families.transform(lambda p: holm(p.to_numpy())))
 
 

@@ -31,7 +31,7 @@ from capa_probe.benchmark.sampling import stratified
 from capa_probe.benchmark.setup import Setup, chunks, images_keys, key_of
 from capa_probe.benchmark.steps_forced import Answers, digest, forced, greedy
 from capa_probe.benchmark.steps_maps import MEASURES, compare_maps
-from capa_probe.benchmark.summary import PROPORTIONS, compare
+from capa_probe.benchmark.summary import PROPORTIONS, compare, corrected
 from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.memory import memory_errors
 from capa_probe.profiling import profile
@@ -104,7 +104,7 @@ def followed(samples: Sequence[Sample], n: int, seed: int = 0) -> tuple[Sample, 
 
 
 def compare_methods(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """CAPA against every other method, by the mean distance over a sample's steps, paired over samples of all tasks.
+    """CAPA against every other method, by the mean distance over a sample's steps, paired over samples.
 
     Args:
         rows: per sample, method, stage and step.
@@ -112,13 +112,16 @@ def compare_methods(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         As :func:`capa_probe.benchmark.summary.compare` returns them; a negative difference says that CAPA stays closer
-        to the model itself.
+        to the model itself. "every_step" does not prune at the prompt, so that with it the prompt's step is left out.
     """
     first, *others = METHODS
-    keys = ["stage", "layer", "method", "sample", "image"]
-    of_sample = rows.groupby(keys, sort=False)[list(DISTANCES)].mean().reset_index().assign(task="all")
-    pairs = [(first, other) for other in others]
-    return compare(of_sample, ["stage", "layer"], "method", pairs, DISTANCES, seed)
+    keys = ["stage", "layer", "method", "sample", "task", "image"]
+    found = []
+    for other in others:
+        steps = rows[rows["step"] > 0] if other == "every_step" else rows
+        of_sample = steps.groupby(keys, sort=False)[list(DISTANCES)].mean().reset_index()
+        found.append(compare(of_sample, ["stage", "layer"], "method", [(first, other)], DISTANCES, seed))
+    return corrected(pd.concat([table for table in found if len(table)], ignore_index=True))
 
 
 def step_distances(own: Tensor, pruned: Tensor) -> dict[str, Tensor]:

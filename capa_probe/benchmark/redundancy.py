@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from capa_probe.analysis import redundant_layers
-from capa_probe.benchmark.schedule import is_paper_model
+from capa_probe.benchmark.schedule import is_paper_model, published
 from capa_probe.benchmark.setup import Setup
 from capa_probe.profiling import profile
 from capa_probe.pruning.calibrate import calibrate_hadamard
@@ -54,6 +54,6 @@ def hadamard(setup: Setup) -> HadamardFFN:
 def hadamard_layers(setup: Setup) -> tuple[int, ...]:
     """The paper's Hadamard layers for its own models, and for any other those that are redundant."""
     if is_paper_model(setup.lvlm):
-        return setup.lvlm.family.schedule.hadamard_layers
+        return published(setup.lvlm).hadamard_layers
     table = cosines(setup)
     return tuple(int(layer) for layer in table.loc[table["redundant"], "layer"])

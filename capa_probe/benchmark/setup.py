@@ -29,7 +29,7 @@ class Settings:
         keeps: shares of the visual tokens that stay, for accuracy against budget; 1.0 is the model itself.
         layers: pruning layers, for accuracy against budget and all together; None for the model's three stages
             (:func:`capa_probe.benchmark.schedule.stage_layers`).
-        capa_keep: share that stays when all comes together.
+        capa_keep: share that stays when all comes together, and over generation steps.
         tau: threshold on sink strength; "auto" is 20 where the width leaves room for it, and "relative" where not.
         eta: threshold on the FFN cosine.
         knockout_samples: samples whose visual tokens are knocked out one by one.
@@ -50,7 +50,7 @@ class Settings:
     knockout_samples: int = 32
     knockout_layers: tuple[int, ...] | None = None
     step_samples: int = 64
-    steps: int = 8
+    steps: int = 16
 
     def __post_init__(self) -> None:
         whole = ("batch_size", "max_new_tokens", "draws", "knockout_samples", "step_samples", "steps")
@@ -58,6 +58,11 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CapaProbeError(f"{name}={value!r} was given; give a whole number of at least 1.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise CapaProbeError(f"seed={self.seed!r} was given; give a whole number of at least 0.")
+        for name in ("keeps", "layers", "knockout_layers"):
+            if getattr(self, name) == ():
+                raise CapaProbeError(f"{name}=() was given; give at least one, or leave the default.")
         for keep in (*self.keeps, self.capa_keep):
             if not 0 < keep <= 1:
                 raise CapaProbeError(f"keep={keep!r} was given; give shares of the visual tokens in (0, 1].")

@@ -59,7 +59,8 @@ def compare_maps(
     """
     visual = tokens[tokens["kind"] == "visual"]
     rows: list[dict[str, Any]] = []
-    for (sample, layer), own in visual.groupby(["sample", "layer"], sort=False, observed=True):
+    groups: Any = visual.groupby(["sample", "layer"], sort=False, observed=True)
+    for (sample, layer), own in groups:
         wide = own.pivot(index="position", columns="step", values="contribution").sort_index()
         maps = wide.to_numpy(np.float64).T
         for step in range(1, len(maps)):

@@ -71,6 +71,21 @@ def confirm(
     keep: Annotated[
         str, typer.Option(metavar="SHARES", help="Budgets of experiment 3, with commas between.")
     ] = "1,0.75,0.5,0.25,0.1,0.05",
+    draws: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How often a random choice of tokens is repeated.")
+    ] = 3,
+    knockout_samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Samples of experiment 2, spread over tasks and images.")
+    ] = 32,
+    step_samples: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Samples of experiment 6, half of which ask for a description."
+        ),
+    ] = 64,
+    steps: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Generation steps that experiment 6 follows.")
+    ] = 16,
     tau: Annotated[
         str, typer.Option(help="Threshold on sink strength: a number, relative, or auto (20 where it fits).")
     ] = "auto",
@@ -104,6 +119,10 @@ def confirm(
     settings = {
         "layers": None if layers is None else tuple(parse_layers(layers)),
         "keeps": _parse_shares(keep),
+        "draws": draws,
+        "knockout_samples": knockout_samples,
+        "step_samples": step_samples,
+        "steps": steps,
         "tau": parse_tau(tau),
         "eta": eta,
         "batch_size": batch_size,

@@ -171,11 +171,15 @@ class Pruner(ABC):
 
     def _check(self, lvlm: HookedLVLM) -> None:
         check_backend(lvlm.family.text_model(lvlm.model))
-        kinds = set(getattr(lvlm.model.config.get_text_config(), "layer_types", None) or ())
+        text = lvlm.model.config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ())
+        if not kinds and getattr(text, "sliding_window", None) is not None:  # Mistral
+            kinds = {"sliding_attention"}
         if self.layers and kinds - {"full_attention"}:
             raise CapaProbeError(
                 f"The model has layers of {min(kinds - {'full_attention'})}, whose window counts dropped tokens too; "
-                "set use_sliding_window=False in its config, or use a model with full attention only."
+                "set use_sliding_window=False (Mistral: sliding_window=None) in its config, or use a model with full "
+                "attention only."
             )
         first = 1 if self.uses_attention and self.score_at == "previous" else 0
         last = lvlm.n_layers - (2 if self.score_at == "same" else 1)

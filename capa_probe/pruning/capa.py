@@ -166,7 +166,7 @@ def schedule(model: str) -> PaperSchedule:
     Raises:
         CapaProbeError: for another model than its three.
     """
-    known = {family.schedule.model: family.schedule for family in FAMILIES.values()}
+    known = {plan.model: plan for family in FAMILIES.values() if (plan := family.schedule) is not None}
     if model not in known:
         raise CapaProbeError(
             f"The paper has no schedule for {model!r}; give one of {', '.join(known)}, or CAPA's layers."

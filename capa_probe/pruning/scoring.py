@@ -82,8 +82,11 @@ class Scoring:
 
     @cached_property
     def _scored_keys(self) -> Tensor:
-        """(batch, chosen) keys that go through the output projection: the visual ones; shorter rows are filled up."""
-        n = int(self.visual.sum(dim=1).max())
+        """(batch, chosen) keys that go through the output projection: the visual ones; shorter rows are filled up.
+
+        At least one, since a decode step may look at a prompt without an image.
+        """
+        n = max(1, int(self.visual.sum(dim=1).max()))
         last = self.visual.int().argsort(dim=1, stable=True)[:, self.visual.shape[1] - n :]
         return last.to(self.row.device)
 
