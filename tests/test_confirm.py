@@ -165,15 +165,17 @@ class TestClaims:
         "low": -0.2,
         "high": -0.05,
         "n": 50,
+        "p_holm": 0.01,
         "mean_first": 0.1,
         "mean_second": 0.2,
     }
 
     def test_rules(self) -> None:
-        assert harms_less(self.row, 0.01) == HOLDS
-        assert harms_less({**self.row, "difference": 0.1}, 0.01) == FAILS
-        assert harms_less(self.row, 0.2) == harms_less({**self.row, "n": 9}, 0.01) == UNKNOWN
-        assert harms_less(self.row, math.nan) == UNKNOWN
+        assert harms_less(self.row) == harms_less({**self.row, "difference": 0.1}, flip=True) == HOLDS
+        assert harms_less({**self.row, "difference": 0.1}) == harms_less(self.row, flip=True) == FAILS
+        # The corrected p-value decides, whatever the other is.
+        assert harms_less({**self.row, "p": 0.01, "p_holm": 0.2}) == UNKNOWN
+        assert harms_less({**self.row, "n": 9}) == harms_less({**self.row, "p_holm": math.nan}) == UNKNOWN
         assert costs_nothing({**self.row, "low": -0.019, "high": 0.01}) == HOLDS
         assert costs_nothing({**self.row, "low": -0.03, "high": -0.021}) == FAILS
         assert costs_nothing({**self.row, "low": -0.03, "high": 0.01}) == UNKNOWN
@@ -232,6 +234,7 @@ class TestCommand:
         assert shown.exit_code == 0
         assert "capa-probe confirm llava-hf/llava-1.5-7b-hf" in " ".join(shown.output.split())
 
+    @pytest.mark.slow
     def test_demo_model(self, tmp_path: Path) -> None:
         out, data = tmp_path / "run", tmp_path / "shapesqa"
         for part in ("test", "calibration"):
