@@ -14,10 +14,12 @@ from transformers import StaticCache
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.pruning import CAPA, FastV, Pruner, Random, Scoring
+from capa_probe.pruning.ffn import SkipFFN
 from tests import tiny
 from tests.test_hooked import FAMILIES, built, state
 
 ONE = CAPA(layers=(2,), keep=0.25)
+FFN = SkipFFN((2,))
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,8 @@ class TestSettings:
             ({"keep": -2}, "keep=-2 was given"),
             ({"layers": (2, 1)}, r"layers=\(2, 1\) was given; give different layers in rising order"),
             ({"layers": (1, 1)}, "different layers in rising order"),
+            ({"layers": None}, r"layers=None was given; give whole numbers, such as \(5,\)"),
+            ({"layers": 2.5}, "layers=2.5 was given; give whole numbers"),
             ({"layers": (1.5,)}, r"layers=\(1.5,\) was given; give whole numbers"),
             (
                 {"layers": (1, 2), "keep": (0.5,)},
@@ -217,6 +221,50 @@ class TestAttaching:
                 with pytest.raises(CapaProbeError, match=message), Random(layers=(1,)).attach(other):
                     pass
         with Random(layers=(1,)).attach(again):
+            pass
+
+    @pytest.mark.parametrize(
+        "pruner", [ONE, CAPA(layers=(2,), execution="masked"), CAPA(layers=(2,), ffn=FFN)]
+    )
+    def test_beside_an_ffn_is_refused(self, pruner: Pruner) -> None:
+        lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
+        with pruner.attach(lvlm):
+            message = "SkipFFN was to be attached to a model on which CAPA is attached already"
+            with pytest.raises(CapaProbeError, match=message), FFN.attach(lvlm):
+                pass
+            lvlm.model(**inputs)
+        message = (
+            "CAPA was to be attached to a model on which an FFN approximation is attached already; leave its"
+        )
+        with FFN.attach(lvlm):
+            with pytest.raises(CapaProbeError, match=message), pruner.attach(lvlm):
+                pass
+            lvlm.model(**inputs)
+        with pruner.attach(lvlm):  # free again
+            lvlm.model(**inputs)
+
+    def test_what_needs_every_token_is_refused(self) -> None:
+        lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
+        settings: dict[str, Any] = {"layers": (2,), "keep": 0.25}
+        with CAPA(**settings).attach(lvlm):
+            message = 'was asked for while CAPA takes tokens out of the model; leave .* execution="masked"'
+            with pytest.raises(CapaProbeError, match=f"A profile {message}"):
+                cp.profile(lvlm, [inputs], progress=False)
+            with pytest.raises(CapaProbeError, match=f"A calibration {message}"):
+                cp.calibrate_hadamard(lvlm, [inputs], [3], progress=False)
+        plain = cp.profile(lvlm, [inputs], progress=False).tokens.set_index(["layer", "position"])[
+            "contribution"
+        ]
+        with CAPA(**settings, execution="masked").attach(lvlm) as trace:
+            tokens = cp.profile(lvlm, [inputs], progress=False).tokens.set_index(["layer", "position"])
+        found = tokens["contribution"]
+        assert (found[1] == plain[1]).all()
+        assert ((found[2] > 0) == trace.kept[2][0].numpy()).all()
+
+    def test_to_something_else_is_refused(self) -> None:
+        model: Any = wrapped().model
+        message = "CAPA was to be attached to a LlavaForConditionalGeneration; give a HookedLVLM"
+        with pytest.raises(CapaProbeError, match=message), ONE.attach(model):
             pass
 
     @FAMILIES
