@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from tests.test_hooked import FAMILIES, built, state
 
 ONE = CAPA(layers=(2,), keep=0.25)
 FFN = SkipFFN((2,))
+ROLES = CAPA(layers=(3,), protect_anchors=True, tau=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +79,13 @@ class TestSettings:
             (CAPA(layers=(2, 4)), r"layers=\(2, 4\) was given for a model of 4 layers; .* from 1 to 3"),
             (CAPA(layers=(3,), score_at="same"), 'score_at="same" give layers from 0 to 2'),
             (Random(layers=(-1,)), "give layers from 0 to 3"),
+            (replace(ROLES, sink_dims=(7, 32)), r"sink_dims=\[7, 32\] was given; .* each from 0 to 31"),
+            (replace(ROLES, sink_dims=()), "give at least one dimension"),
+            (replace(ROLES, tau=20.0), "tau=20 can never be reached by a model of width 32"),
+            (replace(ROLES, tau=-1.0), "tau=-1.0 was given; give a positive number"),
         ],
     )
-    def test_a_layer_that_the_model_lacks(self, pruner: Pruner, message: str) -> None:
+    def test_what_the_model_lacks(self, pruner: Pruner, message: str) -> None:
         lvlm = wrapped()
         with pytest.raises(CapaProbeError, match=message), pruner.attach(lvlm):
             pass

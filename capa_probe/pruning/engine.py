@@ -87,7 +87,12 @@ class Engine:
             raise CapaProbeError(
                 "Visual tokens were asked for outside of a forward of the model; run lvlm.model itself, not a part."
             )
-        return forward.image.gather(1, forward.index) >= 0 if forward.has_images else None
+        if not forward.has_images:
+            return None
+        # One tensor for all layers of a stage: whoever asks looks up its rows once for it.
+        if forward.stage not in forward.visual_rows:
+            forward.visual_rows[forward.stage] = forward.image.gather(1, forward.index) >= 0
+        return forward.visual_rows[forward.stage]
 
     # -- around one forward of the model
 
