@@ -120,6 +120,8 @@ class TestConfirm:
             ({"experiments": "7"}, "There is no experiment '7'; give all, or some of 1 "),
             ({"limit": 0}, "limit=0 was given"),
             ({"settings": Settings(layers=(9,))}, "Layer 9 was given for a model of 4 layers"),
+            ({"settings": Settings(knockout_layers=(0,))}, "Layer 0 was given for a model of 4 layers"),
+            ({"settings": Settings(tau=20.0)}, "tau=20 can never be reached by a model of width 32"),
             ({"samples": []}, "No sample was given"),
         ],
     )
