@@ -104,8 +104,8 @@ class Pruner(ABC):
         return dict(zip(self.layers, keep, strict=True))
 
     @property
-    def scored_by(self) -> str | None:
-        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it counts nothing for them."""
+    def scored_by(self) -> str | tuple[str, ...] | None:
+        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it cannot count them."""
         return None
 
     @property

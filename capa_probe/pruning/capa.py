@@ -113,9 +113,9 @@ class CAPA(Pruner):
         return cls(**{"layers": layers, "keep": 0.25, "ffn": stand_in, **options})
 
     @property
-    def scored_by(self) -> str:
-        """The chosen measure."""
-        return self.score
+    def scored_by(self) -> tuple[str, ...]:
+        """The chosen measure, and contribution, which tells Anchors from Dumps."""
+        return (self.score, "contribution") if self.uses_residual else (self.score,)
 
     @property
     def every_step(self) -> bool:
