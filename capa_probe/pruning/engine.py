@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class Engine:
                 stack.callback(handle.remove)
 
             inner = model.base_model
+            self._parameters = tuple(signature(inner.forward).parameters)
             hook(inner.register_forward_pre_hook(self._enter, with_kwargs=True))
             hook(inner.register_forward_hook(self._leave, always_call=True))
             if self.pruner.layers:
@@ -97,7 +99,7 @@ class Engine:
     # -- around one forward of the model
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         seen = 0 if cache is None else int(cache.get_seq_length())
         if self.pruner.layers:
