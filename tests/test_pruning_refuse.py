@@ -150,8 +150,9 @@ class TestModes:
     def test_generation_without_a_cache(self) -> None:
         lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
         with ONE.attach(lvlm):
-            with pytest.raises(CapaProbeError, match="Generation with use_cache=False was asked for"):
-                lvlm.model.generate(**inputs, max_new_tokens=2, use_cache=False)
+            for options in ({"use_cache": False}, {"guidance_scale": 1.5}):
+                with pytest.raises(CapaProbeError, match="Generation without a KV cache was asked for"):
+                    lvlm.model.generate(**inputs, max_new_tokens=2, **options)
             lvlm.model(**inputs, use_cache=False)  # a plain forward is no generation
 
     def test_a_prefill_in_chunks(self) -> None:

@@ -48,7 +48,7 @@ class Pruner(ABC):
         execution: "compact" takes tokens out of hidden states, masks and KV caches; "masked" leaves them there and
             hides them from every later query (the slow reference).
         score_at: "previous": layer l drops by the scores of layer l - 1's attention, before its own; "same": by its
-            own, after it.
+            own, after it. Where scores need no attention, only where tokens go differs.
         budget: count ``keep`` over all images of a "sample", or over each "image".
         positions: rotary positions of what is left: "original", or "compacted" (gaps closed).
         allow_none: allow ``keep=0``, which drops every visual token.
@@ -62,7 +62,7 @@ class Pruner(ABC):
     positions: Literal["original", "compacted"] = "original"
     allow_none: bool = False
 
-    #: Whether it scores by an attention call. If not, it is asked just before the pruning layer, which may be 0.
+    #: Whether it scores by an attention call. If not, it is asked just before tokens go, which may be before layer 0.
     uses_attention: ClassVar[bool] = True
     #: What it reads of the vision tower, through ``scoring.tower``: "features", "attention", or both.
     tower: ClassVar[tuple[Literal["features", "attention"], ...]] = ()

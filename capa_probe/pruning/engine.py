@@ -44,7 +44,7 @@ class Engine:
         self.trace = Trace(saves_prefill=not pruner.every_step and bool(pruner.layers))
         self.forward: Forward | None = None
         self.rotary = lvlm.family.text_model(lvlm.model).rotary_emb
-        same = pruner.score_at == "same" and pruner.uses_attention
+        same = pruner.score_at == "same"
         self.tower = (
             TowerListener(lvlm, attention="attention" in pruner.tower)
             if pruner.tower and pruner.layers
