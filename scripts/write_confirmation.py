@@ -28,7 +28,9 @@ def results(run: Path) -> str:
     if "knockout" in tables:
         parts.append(knockout(tables["knockout"], tables["knockout_tests"], tables["knockout_tokens"]))
     if "budget" in tables:
-        parts += [budget(tables["budget"]), budget_tasks(tables["budget"])]
+        parts.append(budget(tables["budget"]))
+        if tables["budget"]["task"].nunique() > 1:
+            parts.append(budget_tasks(tables["budget"]))
     if len(tables.get("ffn_redundancy", ())):
         parts.append(ffn(tables["ffn_redundancy"]))
     if "together" in tables:

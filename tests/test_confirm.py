@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,7 @@ from capa_probe.benchmark.confirm import confirm
 from capa_probe.benchmark.experiments import EXPERIMENTS, choose
 from capa_probe.benchmark.sampling import apart, split, stratified, usable
 from capa_probe.benchmark.setup import Settings, images_keys
+from capa_probe.benchmark.store import read_tables
 from capa_probe.cli import app
 from capa_probe.errors import BadImageError, CapaProbeError, LeftOutWarning, OtherRunError
 from tests import processors, tiny
@@ -96,6 +99,24 @@ class TestConfirm:
         assert manifest["n_samples"] + manifest["n_calibration"] == 8
         assert manifest["tables"]["budget_rows"] == len(both.tables["budget_rows"])
         assert len(manifest["weights_hash"]) == len(manifest["data_fingerprint"]) == 64
+
+    def test_the_page_of_the_docs_is_written_from_any_run(self, tmp_path: Path) -> None:
+        tasks = [
+            cp.Sample(s.id, s.images, s.question, s.answers, "ab"[n % 2]) for n, s in enumerate(samples())
+        ]
+        settings = replace(SETTINGS, keeps=(1.0, 0.5), knockout_samples=2, step_samples=4, steps=2)
+        confirm(lvlm(), tasks, tmp_path, settings=settings, limit=6, progress=False)
+        page = runpy.run_path(str(ROOT / "scripts" / "write_confirmation.py"))["results"](tmp_path)
+        tables = read_tables(tmp_path)
+        for experiment in EXPERIMENTS:
+            assert f"{experiment.number}: " in page.splitlines()[0]
+        assert sum("**cannot be judged**" in line for line in page.splitlines()) == len(tables["claims"]) - 1
+        rho = tables["knockout"].query(
+            "task == 'all' and effect == 'hellinger' and scored_at == 'same' and score == 'contribution'"
+        )["spearman"]
+        assert f"| hellinger | same | 1 | {rho.item():.2f} [" in page
+        assert "Accuracy in percent by task" in page
+        assert "nan" not in page
 
     def test_other_data_or_settings_are_refused(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
