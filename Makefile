@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, with one thread each.
+JOBS ?= 2
 
 # Models and data come from disk: without this, a missing file would mean half a minute of network retries.
 export HF_HUB_OFFLINE ?= 1
@@ -46,7 +48,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --nbmake tests $(wildcard notebooks/*.ipynb)
+	$(BIN)/python -m pytest --nbmake --numprocesses=$(JOBS) --dist=loadfile tests $(wildcard notebooks/*.ipynb)
 
 bench: $(VENV)/.dev
 	@set -e; found=; for script in benchmarks/[a-z]*.py; do \

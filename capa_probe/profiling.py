@@ -19,6 +19,7 @@ from capa_probe.batching import Batches
 from capa_probe.describing import describe
 from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.lvlm.attached import refuse_shortened
 from capa_probe.memory import memory_errors
 from capa_probe.probes import Probe, Recorder, choose_probes
 from capa_probe.probes.forward import check_logits, run
@@ -79,6 +80,7 @@ def profile(
         CapaProbeError: arguments or samples that cannot be used, a statistic that is not finite, too little memory, or
             another process that writes to ``out``. Finished parts stay.
     """
+    refuse_shortened(lvlm.model, "A profile")
     chosen = choose_probes(probes)
     rows = ("visual" if steps else "all") if rows is None else rows
     dims = None if sink_dims is None else tuple(sorted({int(dim) for dim in sink_dims}))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,7 @@ from capa_probe.benchmark.confirm import confirm
 from capa_probe.benchmark.experiments import EXPERIMENTS, choose
 from capa_probe.benchmark.sampling import apart, split, stratified, usable
 from capa_probe.benchmark.setup import Settings, images_keys
+from capa_probe.benchmark.store import read_tables
 from capa_probe.cli import app
 from capa_probe.errors import BadImageError, CapaProbeError, LeftOutWarning, OtherRunError
 from tests import processors, tiny
@@ -97,6 +100,24 @@ class TestConfirm:
         assert manifest["tables"]["budget_rows"] == len(both.tables["budget_rows"])
         assert len(manifest["weights_hash"]) == len(manifest["data_fingerprint"]) == 64
 
+    def test_the_page_of_the_docs_is_written_from_any_run(self, tmp_path: Path) -> None:
+        tasks = [
+            cp.Sample(s.id, s.images, s.question, s.answers, "ab"[n % 2]) for n, s in enumerate(samples())
+        ]
+        settings = replace(SETTINGS, keeps=(1.0, 0.5), knockout_samples=2, step_samples=4, steps=2)
+        confirm(lvlm(), tasks, tmp_path, settings=settings, limit=6, progress=False)
+        page = runpy.run_path(str(ROOT / "scripts" / "write_confirmation.py"))["results"](tmp_path)
+        tables = read_tables(tmp_path)
+        for experiment in EXPERIMENTS:
+            assert f"{experiment.number}: " in page.splitlines()[0]
+        assert sum("**cannot be judged**" in line for line in page.splitlines()) == len(tables["claims"]) - 1
+        rho = tables["knockout"].query(
+            "task == 'all' and effect == 'hellinger' and scored_at == 'same' and score == 'contribution'"
+        )["spearman"]
+        assert f"| hellinger | same | 1 | {rho.item():.2f} [" in page
+        assert "Accuracy in percent by task" in page
+        assert "nan" not in page
+
     def test_other_data_or_settings_are_refused(self, tmp_path: Path) -> None:
         out = tmp_path / "run"
         confirm(lvlm(), samples(), out, experiments="1", settings=SETTINGS, progress=False)
@@ -120,6 +141,8 @@ class TestConfirm:
             ({"experiments": "7"}, "There is no experiment '7'; give all, or some of 1 "),
             ({"limit": 0}, "limit=0 was given"),
             ({"settings": Settings(layers=(9,))}, "Layer 9 was given for a model of 4 layers"),
+            ({"settings": Settings(knockout_layers=(0,))}, "Layer 0 was given for a model of 4 layers"),
+            ({"settings": Settings(tau=20.0)}, "tau=20 can never be reached by a model of width 32"),
             ({"samples": []}, "No sample was given"),
         ],
     )
@@ -165,15 +188,17 @@ class TestClaims:
         "low": -0.2,
         "high": -0.05,
         "n": 50,
+        "p_holm": 0.01,
         "mean_first": 0.1,
         "mean_second": 0.2,
     }
 
     def test_rules(self) -> None:
-        assert harms_less(self.row, 0.01) == HOLDS
-        assert harms_less({**self.row, "difference": 0.1}, 0.01) == FAILS
-        assert harms_less(self.row, 0.2) == harms_less({**self.row, "n": 9}, 0.01) == UNKNOWN
-        assert harms_less(self.row, math.nan) == UNKNOWN
+        assert harms_less(self.row) == harms_less({**self.row, "difference": 0.1}, flip=True) == HOLDS
+        assert harms_less({**self.row, "difference": 0.1}) == harms_less(self.row, flip=True) == FAILS
+        # The corrected p-value decides, whatever the other is.
+        assert harms_less({**self.row, "p": 0.01, "p_holm": 0.2}) == UNKNOWN
+        assert harms_less({**self.row, "n": 9}) == harms_less({**self.row, "p_holm": math.nan}) == UNKNOWN
         assert costs_nothing({**self.row, "low": -0.019, "high": 0.01}) == HOLDS
         assert costs_nothing({**self.row, "low": -0.03, "high": -0.021}) == FAILS
         assert costs_nothing({**self.row, "low": -0.03, "high": 0.01}) == UNKNOWN
@@ -232,6 +257,7 @@ class TestCommand:
         assert shown.exit_code == 0
         assert "capa-probe confirm llava-hf/llava-1.5-7b-hf" in " ".join(shown.output.split())
 
+    @pytest.mark.slow
     def test_demo_model(self, tmp_path: Path) -> None:
         out, data = tmp_path / "run", tmp_path / "shapesqa"
         for part in ("test", "calibration"):

@@ -15,6 +15,7 @@ from capa_probe.flops import Convention, Shape, decode_cost, kv_cache_values, pr
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.pruning import FastV, Trace
 from capa_probe.pruning.capa import CAPA, SCORES
+from capa_probe.pruning.cost import prompt_cost
 from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
 from tests import tiny
 
@@ -64,6 +65,26 @@ class TestCompactForward:
         vanilla = prefill_cost(shape, **{**prompt, "kept": None})
         assert cost.ratio(vanilla) < 1
         assert (cost.parts["scorer"] > 0) == (score != "random")
+
+    @pytest.mark.parametrize("score", SCORES)
+    def test_telling_anchors_from_dumps_included(
+        self, family: str, layers: tuple[int, ...], keep: Any, score: Any
+    ) -> None:
+        """Whatever ranks the tokens, their roles need contribution too, from the same attention row."""
+        model, inputs = tiny.shared(family), tiny.inputs(family, images=(2,), tail=(3,))
+        lvlm, shape = HookedLVLM(model), Shape.of(model.config)
+        pruner = CAPA(layers=layers, keep=keep, score=score, protect_anchors=True, tau=3.0)
+        with pruner.attach(lvlm) as trace, counting() as counter:
+            model(**inputs, logits_to_keep=1)
+        prompt = prompt_of(trace, inputs)
+        grids = prompt.pop("grids", None)
+        cost = prompt_cost(shape, pruner, trace, grids=grids, convention=Convention())
+        # What is multiplied elementwise torch does not count.
+        scored = [cost.layers[layer - 1] for layer in layers]
+        weighting = sum(2 * layer.visual * shape.d_query for layer in scored)
+        norms = sum(2 * (layer.visual + layer.text) * shape.d_kv for layer in scored)
+        elementwise = weighting * (2 if score == "removal_effect" else 1) + (score == "value_norm") * norms
+        assert counter.get_total_flops() == cost.total - elementwise
 
     def test_generation_and_its_cache(self, family: str, layers: tuple[int, ...], keep: Any) -> None:
         model, inputs = tiny.shared(family), tiny.inputs(family, images=(1,), tail=(5,))

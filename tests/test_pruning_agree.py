@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import capa_probe as cp
-from capa_probe.pruning import CAPA, FastV, Pruner, Random, Trace
+from capa_probe.flops import Convention, Shape
+from capa_probe.pruning import CAPA, FastV, Pruner, Random, Trace, VisionAttention
+from capa_probe.pruning.cost import prompt_cost
 from tests import pruned_reference as reference
 from tests import tiny
 
@@ -166,6 +168,21 @@ class TestKeptSets:
             lvlm.model(**inputs)
         assert torch.equal(trace.kept[1], other.kept[2])
         assert trace.lengths == other.lengths
+
+    def test_scored_at_the_same_layer_without_attention(self) -> None:
+        """A yardstick drops where the method that it is compared with drops."""
+        lvlm, inputs = cp.HookedLVLM(tiny.shared("llava")), batch("llava", (1, 2, 0))
+        settings: dict[str, Any] = {"layers": (0, 1), "keep": (0.5, 0.25), "score_at": "same"}
+        lengths, costs = [], []
+        for pruner in (Random(**settings), VisionAttention(**settings), CAPA(**settings, score="random")):
+            with pruner.attach(lvlm) as trace:
+                lvlm.model(**inputs)
+            lengths.append(trace.lengths)
+            shape, no_scorer = Shape.of(lvlm.model.config), Convention(scorer=False)
+            costs.append(prompt_cost(shape, pruner, trace, row=1, convention=no_scorer).total)
+        assert lengths[0] == lengths[1] == lengths[2]
+        assert len(set(lengths[0])) == 3
+        assert len(set(costs)) == 1
 
     @FAMILIES
     @pytest.mark.parametrize("name", ["several", "per image", "before the decoder"])

@@ -18,6 +18,7 @@ from torch import Tensor
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.pruning import CAPA, FastV, Pruner, Random, Scoring
+from capa_probe.pruning.bypass import _Splits
 from capa_probe.pruning.capa import SCORES, schedule
 from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
 from capa_probe.pruning.roles import anchors, sinks
@@ -245,6 +246,21 @@ class TestFFN:
                     wanted = reference.edited_logits(lvlm, inputs, trace.kept)
                 assert (found[-1] - reference.last(lvlm, inputs, wanted)).abs().max() < 1e-5
         assert (found[1] - found[5])[:2].abs().max() > 1e-3
+
+    def test_rows_are_looked_up_once_for_each_stage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a GPU every look-up waits for the device."""
+        lvlm, inputs, lengths = cp.HookedLVLM(tiny.shared("llava")), tiny.inputs("llava"), list[int]()
+        split = _Splits._split
+
+        def noted(layer: int, mask: Tensor, hidden: Tensor) -> Any:
+            lengths.append(hidden.shape[1])
+            return split(layer, mask, hidden)
+
+        monkeypatch.setattr(_Splits, "_split", staticmethod(noted))
+        with CAPA(layers=(2,), keep=0.25, ffn=SkipFFN(range(4))).attach(lvlm) as trace:
+            for _ in range(2):
+                lvlm.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert lengths == [trace.lengths[0], trace.lengths[2]] * 2
 
     @FAMILIES
     def test_in_generation_and_alone(self, family: str) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -75,6 +76,22 @@ class TestEveryLayerRunsOnce:
         assert calls.pop("tower") == 1
         assert set(calls) == set(watched)
         assert set(calls.values()) == {4}  # a prefill and three steps
+
+
+class TestTheInnerModel:
+    @FAMILIES
+    def test_may_be_run_itself_with_arguments_by_position(self, family: str) -> None:
+        lvlm, inputs = wrapped(family), tiny.inputs(family)
+        inner = lvlm.model.model
+        names = [name for name in signature(inner.forward).parameters if name != "kwargs"]
+        last = max(names.index(name) for name in inputs)
+        with SEVERAL.attach(lvlm) as trace:
+            wanted = lvlm.model(**inputs, output_hidden_states=True).hidden_states[-1]
+            kept = dict(trace.kept)
+            found = inner(*(inputs.get(name) for name in names[: last + 1])).last_hidden_state
+        assert trace.prefills == 2
+        assert all(torch.equal(trace.kept[layer], own) for layer, own in kept.items())
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
 class TestPaddingOnTheRight:

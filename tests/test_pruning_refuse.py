@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,10 +14,13 @@ from transformers import StaticCache
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.pruning import CAPA, FastV, Pruner, Random, Scoring
+from capa_probe.pruning.ffn import SkipFFN
 from tests import tiny
 from tests.test_hooked import FAMILIES, built, state
 
 ONE = CAPA(layers=(2,), keep=0.25)
+FFN = SkipFFN((2,))
+ROLES = CAPA(layers=(3,), protect_anchors=True, tau=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,8 @@ class TestSettings:
             ({"keep": -2}, "keep=-2 was given"),
             ({"layers": (2, 1)}, r"layers=\(2, 1\) was given; give different layers in rising order"),
             ({"layers": (1, 1)}, "different layers in rising order"),
+            ({"layers": None}, r"layers=None was given; give whole numbers, such as \(5,\)"),
+            ({"layers": 2.5}, "layers=2.5 was given; give whole numbers"),
             ({"layers": (1.5,)}, r"layers=\(1.5,\) was given; give whole numbers"),
             (
                 {"layers": (1, 2), "keep": (0.5,)},
@@ -74,9 +79,13 @@ class TestSettings:
             (CAPA(layers=(2, 4)), r"layers=\(2, 4\) was given for a model of 4 layers; .* from 1 to 3"),
             (CAPA(layers=(3,), score_at="same"), 'score_at="same" give layers from 0 to 2'),
             (Random(layers=(-1,)), "give layers from 0 to 3"),
+            (replace(ROLES, sink_dims=(7, 32)), r"sink_dims=\[7, 32\] was given; .* each from 0 to 31"),
+            (replace(ROLES, sink_dims=()), "give at least one dimension"),
+            (replace(ROLES, tau=20.0), "tau=20 can never be reached by a model of width 32"),
+            (replace(ROLES, tau=-1.0), "tau=-1.0 was given; give a positive number"),
         ],
     )
-    def test_a_layer_that_the_model_lacks(self, pruner: Pruner, message: str) -> None:
+    def test_what_the_model_lacks(self, pruner: Pruner, message: str) -> None:
         lvlm = wrapped()
         with pytest.raises(CapaProbeError, match=message), pruner.attach(lvlm):
             pass
@@ -141,8 +150,9 @@ class TestModes:
     def test_generation_without_a_cache(self) -> None:
         lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
         with ONE.attach(lvlm):
-            with pytest.raises(CapaProbeError, match="Generation with use_cache=False was asked for"):
-                lvlm.model.generate(**inputs, max_new_tokens=2, use_cache=False)
+            for options in ({"use_cache": False}, {"guidance_scale": 1.5}):
+                with pytest.raises(CapaProbeError, match="Generation without a KV cache was asked for"):
+                    lvlm.model.generate(**inputs, max_new_tokens=2, **options)
             lvlm.model(**inputs, use_cache=False)  # a plain forward is no generation
 
     def test_a_prefill_in_chunks(self) -> None:
@@ -217,6 +227,50 @@ class TestAttaching:
                 with pytest.raises(CapaProbeError, match=message), Random(layers=(1,)).attach(other):
                     pass
         with Random(layers=(1,)).attach(again):
+            pass
+
+    @pytest.mark.parametrize(
+        "pruner", [ONE, CAPA(layers=(2,), execution="masked"), CAPA(layers=(2,), ffn=FFN)]
+    )
+    def test_beside_an_ffn_is_refused(self, pruner: Pruner) -> None:
+        lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
+        with pruner.attach(lvlm):
+            message = "SkipFFN was to be attached to a model on which CAPA is attached already"
+            with pytest.raises(CapaProbeError, match=message), FFN.attach(lvlm):
+                pass
+            lvlm.model(**inputs)
+        message = (
+            "CAPA was to be attached to a model on which an FFN approximation is attached already; leave its"
+        )
+        with FFN.attach(lvlm):
+            with pytest.raises(CapaProbeError, match=message), pruner.attach(lvlm):
+                pass
+            lvlm.model(**inputs)
+        with pruner.attach(lvlm):  # free again
+            lvlm.model(**inputs)
+
+    def test_what_needs_every_token_is_refused(self) -> None:
+        lvlm, inputs = wrapped(), tiny.inputs("llava", (1,))
+        settings: dict[str, Any] = {"layers": (2,), "keep": 0.25}
+        with CAPA(**settings).attach(lvlm):
+            message = 'was asked for while CAPA takes tokens out of the model; leave .* execution="masked"'
+            with pytest.raises(CapaProbeError, match=f"A profile {message}"):
+                cp.profile(lvlm, [inputs], progress=False)
+            with pytest.raises(CapaProbeError, match=f"A calibration {message}"):
+                cp.calibrate_hadamard(lvlm, [inputs], [3], progress=False)
+        plain = cp.profile(lvlm, [inputs], progress=False).tokens.set_index(["layer", "position"])[
+            "contribution"
+        ]
+        with CAPA(**settings, execution="masked").attach(lvlm) as trace:
+            tokens = cp.profile(lvlm, [inputs], progress=False).tokens.set_index(["layer", "position"])
+        found = tokens["contribution"]
+        assert (found[1] == plain[1]).all()
+        assert ((found[2] > 0) == trace.kept[2][0].numpy()).all()
+
+    def test_to_something_else_is_refused(self) -> None:
+        model: Any = wrapped().model
+        message = "CAPA was to be attached to a LlavaForConditionalGeneration; give a HookedLVLM"
+        with pytest.raises(CapaProbeError, match=message), ONE.attach(model):
             pass
 
     @FAMILIES

@@ -75,7 +75,7 @@ def harms_less(row: Mapping[str, Any], flip: bool = False) -> Verdict:
 
 
 def costs_nothing(row: Mapping[str, Any]) -> Verdict:
-    """The second rule, on a row of a tests table of ``correct`` against vanilla."""
+    """The second rule, on a row of a tests table of ``correct``: against the model itself, or as many other tokens."""
     if row["n"] < FEWEST or math.isnan(row["low"]):
         return UNKNOWN
     if row["low"] > -MARGIN:
@@ -236,6 +236,7 @@ def _together(tables: Tables) -> Iterator[Claim]:
         for time in _rows(times[(times["stage"] == stage) & (times["phase"] == "prefill")]):
             ends = f"[{time['ratio_low']:.3f}, {time['ratio_high']:.3f}]"
             verdict = HOLDS if time["ratio_high"] < 1 else FAILS if time["ratio_low"] > 1 else UNKNOWN
+            verdict = verdict if time["n"] >= FEWEST else UNKNOWN
             numbers = f"prefill time {time['ratio']:.3f} {ends} of the model's own, n = {time['n']}"
             yield Claim(5, "CAPA's saving shows in measured time", stage, verdict, numbers)
 

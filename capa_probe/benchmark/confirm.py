@@ -22,6 +22,7 @@ from capa_probe.benchmark.store import Store
 from capa_probe.describing import describe
 from capa_probe.errors import CapaProbeError, LeftOutWarning
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.measures import resolve_tau
 from capa_probe.samples import Sample, data_fingerprint
 from capa_probe.schema import MANIFEST_FILE
 from capa_probe.tables import describe_skipped
@@ -153,7 +154,9 @@ def _check(lvlm: HookedLVLM, limit: int | None, settings: Settings) -> None:
         )
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise CapaProbeError(f"limit={limit!r} was given; give a whole number of at least 1, or None.")
-    for layer in settings.layers or ():
+    if settings.tau != "auto":
+        resolve_tau(settings.tau, lvlm.d_model)
+    for layer in (*(settings.layers or ()), *(settings.knockout_layers or ())):
         if not 1 <= layer < lvlm.n_layers:
             raise CapaProbeError(
                 f"Layer {layer} was given for a model of {lvlm.n_layers} layers; give pruning layers from 1 to "

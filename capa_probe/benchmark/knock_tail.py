@@ -216,6 +216,10 @@ def _tail(lvlm: HookedLVLM, vanilla: Vanilla, layer: int, dropped: Tensor | None
     """Logits (copy, step, vocabulary) of the layers from ``layer`` on, one token (copy,) gone from each copy.
 
     With ``dropped`` None nothing is gone, from one copy.
+
+    What stands before the first of the dropped tokens saw none of them: its keys and values are those of the first run.
+    From there on each copy runs all positions but its own dropped one, ``query``, and sees the first run's entries
+    and its own, ``key``.
     """
     device = vanilla.visual.device
     if dropped is None:
@@ -223,7 +227,7 @@ def _tail(lvlm: HookedLVLM, vanilla: Vanilla, layer: int, dropped: Tensor | None
     else:
         first = int(dropped.min())
         slots = torch.arange(first, vanilla.length - 1, device=device)
-        query = slots + (slots >= dropped[:, None])
+        query = slots + (slots >= dropped[:, None])  # the slots before a copy's dropped token, and after it
     copies = len(query)
     key = torch.cat([torch.arange(first, device=device).expand(copies, -1), query], dim=1)
     cache = DynamicCache()
@@ -236,7 +240,7 @@ def _tail(lvlm: HookedLVLM, vanilla: Vanilla, layer: int, dropped: Tensor | None
         before = vanilla._cache.layers[index]
         prefix = (x[:, :, :first].expand(copies, -1, -1, -1) for x in (before.keys, before.values))
         cache.update(*prefix, index)
-        given = kwargs.get("attention_mask")
+        given = kwargs.get("attention_mask")  # layers share a mask, and each mask is cut once
         if id(given) not in made:
             made[id(given)] = entries_mask(given, query, key, torch.ones_like(key, dtype=torch.bool), 0)
         kwargs["attention_mask"] = made[id(given)]

@@ -79,11 +79,10 @@ def compare(
             a, b = (own[own[which] == name].set_index("sample") for name in (first, second))
             common = a.index.intersection(b.index, sort=False)
             for task, part in per_task(a.loc[common]):
-                other = b.loc[part.index]
                 for measure in measures:
-                    tested = paired_difference(
-                        part[measure], other[measure], part["image"], seed, proportion=measure in PROPORTIONS
-                    )
+                    x, y = part[measure], b.loc[part.index, measure]
+                    tested = paired_difference(x, y, part["image"], seed, proportion=measure in PROPORTIONS)
+                    both = x.notna() & y.notna()
                     found.append(
                         {
                             **condition,
@@ -93,8 +92,8 @@ def compare(
                             "measure": measure,
                             "n": tested.n,
                             "n_images": tested.n_clusters,
-                            "mean_first": part[measure].mean(),
-                            "mean_second": other[measure].mean(),
+                            "mean_first": x[both].mean(),
+                            "mean_second": y[both].mean(),
                             "difference": tested.mean,
                             "low": tested.low,
                             "high": tested.high,

@@ -34,7 +34,7 @@ NAME = "together"
 VANILLA = "vanilla"
 _BY = ("method", "stage", "layer")
 #: Prompts that are timed, and how often each.
-TIMED, REPEATS = 8, 3
+TIMED, REPEATS = 16, 3
 
 
 def run(setup: Setup) -> dict[str, pd.DataFrame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeAlias
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.flops.checks import one_of, whole
@@ -15,6 +16,8 @@ from capa_probe.flops.vision import Grid
 
 #: Scores whose cost is known.
 SCORES = ("attention", "value_norm", "contribution", "removal_effect", "random")
+#: One of them, or several that are computed from one attention row.
+Score: TypeAlias = str | Sequence[str]
 FORWARD = Convention()
 
 
@@ -26,7 +29,7 @@ def prefill_cost(
     kept: Mapping[int, int] | None = None,
     hadamard: Iterable[int] = (),
     skip: Iterable[int] = (),
-    score: str | None = None,
+    score: Score | None = None,
     grids: Sequence[Grid] | None = None,
     convention: Convention = FORWARD,
 ) -> Cost:
@@ -45,8 +48,9 @@ def prefill_cost(
             before the decoder. None prunes nothing.
         hadamard: layers where visual tokens get an elementwise product instead of the FFN.
         skip: layers where visual tokens get nothing instead of the FFN.
-        score: what tokens are scored by ("attention", "value_norm", "contribution", "removal_effect", "random"):
-            once for each layer in ``kept``, on the attention of the layer before it. None scores nothing.
+        score: what tokens are scored by ("attention", "value_norm", "contribution", "removal_effect", "random"),
+            or several of these: once for each layer in ``kept``, on the attention of the layer before it. None scores
+            nothing.
         grids: patches (rows, columns) of each image or tile, before merging; needed only to count the vision tower or
             projector of a model whose images have grids of their own (Qwen2.5-VL).
         convention: what is counted, and in which unit.
@@ -95,7 +99,7 @@ def decode_cost(
     text: int,
     kept: Mapping[int, int] | None = None,
     new: int = 1,
-    score: str | None = None,
+    score: Score | None = None,
     convention: Convention = FORWARD,
 ) -> Cost:
     """Cost of one sample's decode step: a new token attends to the KV cache and to itself.
@@ -136,7 +140,7 @@ def scorer_cost(
     *,
     visual: int,
     text: int,
-    score: str,
+    score: Score,
     queries: int = 1,
     convention: Convention = FORWARD,
 ) -> int:
@@ -155,25 +159,25 @@ def scorer_cost(
         shape: sizes of the model.
         visual: visual tokens that the layer's attention sees.
         text: text tokens that it sees.
-        score: one of these names.
+        score: one of these names, or several, which share the row.
         queries: query tokens whose attention is averaged.
         convention: gives the unit, and whether text keys count; that it may leave scorers out changes nothing here.
 
     Raises:
         CapaProbeError: an unknown score, or a number that is no token count.
     """
-    one_of("score", score, SCORES)
+    names = _names(score)
     n_visual = whole("visual", visual)
     keys = n_visual + (whole("text", text) if convention.tokens == "all" else 0)
     row = whole("queries", queries, least=1) * keys * shape.d_query
-    cost = {
-        "attention": row,
-        "value_norm": keys * shape.d_kv,
-        "contribution": row + n_visual * shape.d_query * (1 + shape.d_model),
-        "removal_effect": row + (2 * keys + n_visual * (1 + shape.d_model)) * shape.d_query,
-        "random": 0,
+    beside_row = {
+        "attention": 0,
+        "contribution": n_visual * shape.d_query * (1 + shape.d_model),
+        "removal_effect": (2 * keys + n_visual * (1 + shape.d_model)) * shape.d_query,
     }
-    return cost[score] * convention.scale
+    without_row = {"value_norm": keys * shape.d_kv, "random": 0}
+    cost = sum({**beside_row, **without_row}[name] for name in names)
+    return (cost + (row if names & beside_row.keys() else 0)) * convention.scale
 
 
 def kv_cache_values(shape: Shape, *, visual: int, text: int, kept: Mapping[int, int] | None = None) -> int:
@@ -216,6 +220,13 @@ def schedule_of(counts: Sequence[int]) -> dict[int, int]:
     return {layer: after for layer, (before, after) in enumerate(pairwise(found), 1) if after != before}
 
 
+def _names(score: Score) -> set[str]:
+    names = {score} if isinstance(score, str) else {*score}
+    for name in names:
+        one_of("score", name, SCORES)
+    return names
+
+
 def _layers_in(shape: Shape, name: str, layers: Iterable[int]) -> set[int]:
     found = {whole(f"a layer of {name}", layer) for layer in layers}
     if found and max(found) >= shape.n_layers:
@@ -256,12 +267,12 @@ def _scored(
     convention: Convention,
     layers: list[LayerCost],
     kept: Mapping[int, int] | None,
-    score: str | None,
+    score: Score | None,
 ) -> list[LayerCost]:
     """The layers, with the cost of scoring added where the next layer prunes."""
     if score is None:
         return layers
-    one_of("score", score, SCORES)
+    _names(score)
     if not convention.scorer:
         return layers
     scoring = {layer - 1 for layer in kept or ()}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
 from transformers import PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
@@ -22,6 +21,7 @@ from capa_probe.lvlm.loading import load
 from capa_probe.lvlm.points import Block, LazyHookPoint, at_input
 from capa_probe.lvlm.spans import TokenSpans
 from capa_probe.lvlm.tap import AttentionCall, backend, check_backend
+from capa_probe.lvlm.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from capa_probe.lvlm.inputs import Images
@@ -30,7 +30,7 @@ NameFilter: TypeAlias = str | Callable[[str], bool]
 Hook: TypeAlias = tuple[NameFilter, Callable[..., Tensor | None]]
 
 
-class HookedLVLM(HookedRootModule):
+class HookedLVLM(Wrapper):
     """A ``transformers`` LVLM with hook points that cost nothing until someone listens.
 
     Hook points (axes as in TransformerLens; ``{l}`` counts decoder layers from 0):
@@ -70,8 +70,7 @@ class HookedLVLM(HookedRootModule):
             )
         text_model = family.text_model(model)
         check_backend(text_model)
-        # Kept out of the module tree: TransformerLens writes a name on every submodule, and the model is not ours.
-        object.__setattr__(self, "model", model)
+        self.wrap(model)
         self.processor = processor
         self.family: Family = family
         self.hook_embed = LazyHookPoint(at_input(text_model, "inputs_embeds"))
@@ -251,35 +250,8 @@ class HookedLVLM(HookedRootModule):
                 stack.callback(self._block(layer).observe(observer))
             yield
 
-    def to(self, *args: Any, **kwargs: Any) -> HookedLVLM:
-        """Move or cast the wrapped model, as ``torch.nn.Module.to``."""
-        self.model.to(*args, **kwargs)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HookedLVLM:
-        self.model._apply(fn, recurse)  # what .cuda(), .half(), .double() and the like do
-        return self
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The wrapped model's parameters, by its own names; so ``parameters()`` and ``requires_grad_()`` as well."""
-        yield from self.model.named_parameters(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The wrapped model's state."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load into the wrapped model."""
-        return self.model.load_state_dict(*args, **kwargs)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> HookedLVLM:
         return HookedLVLM(copy.deepcopy(self.model, memo), self.processor)
-
-    def train(self, mode: bool = True) -> HookedLVLM:
-        """Set the wrapped model's training mode."""
-        self.model.train(mode)
-        self.training = mode
-        return self
 
     def _block(self, layer: int) -> Block:
         block = self.blocks[layer]

@@ -7,18 +7,19 @@ a layer to a score per visual token. To add one, subclass :class:`Pruner` in a f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.lvlm.attached import pruning
 from capa_probe.lvlm.tap import check_backend
+from capa_probe.pruning.bypass import is_bypassed
 from capa_probe.pruning.engine import Engine
 from capa_probe.pruning.keep import Budget, Keep, check_keep, select
 from capa_probe.pruning.scoring import Scoring
@@ -28,7 +29,6 @@ Execution: TypeAlias = Literal["compact", "masked"]
 #: From a layer to bool (batch, position): visual tokens among the rows of its hidden states; None: no such.
 VisualRows: TypeAlias = Callable[[int], Tensor | None]
 
-_ATTACHED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _CHOICES = {
     "execution": ("compact", "masked"),
     "score_at": ("previous", "same"),
@@ -48,7 +48,7 @@ class Pruner(ABC):
         execution: "compact" takes tokens out of hidden states, masks and KV caches; "masked" leaves them there and
             hides them from every later query (the slow reference).
         score_at: "previous": layer l drops by the scores of layer l - 1's attention, before its own; "same": by its
-            own, after it.
+            own, after it. Where scores need no attention, only where tokens go differs.
         budget: count ``keep`` over all images of a "sample", or over each "image".
         positions: rotary positions of what is left: "original", or "compacted" (gaps closed).
         allow_none: allow ``keep=0``, which drops every visual token.
@@ -62,7 +62,7 @@ class Pruner(ABC):
     positions: Literal["original", "compacted"] = "original"
     allow_none: bool = False
 
-    #: Whether it scores by an attention call. If not, it is asked just before the pruning layer, which may be 0.
+    #: Whether it scores by an attention call. If not, it is asked just before tokens go, which may be before layer 0.
     uses_attention: ClassVar[bool] = True
     #: What it reads of the vision tower, through ``scoring.tower``: "features", "attention", or both.
     tower: ClassVar[tuple[Literal["features", "attention"], ...]] = ()
@@ -73,7 +73,7 @@ class Pruner(ABC):
             if chosen not in known:
                 raise CapaProbeError(f'{name}={chosen!r} was given; give "{known[0]}" or "{known[1]}".')
         given: Any = self.layers
-        layers = (given,) if isinstance(given, int) else tuple(given)
+        layers = tuple(given) if isinstance(given, Iterable) else (given,)
         if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
             raise CapaProbeError(f"layers={self.layers!r} was given; give whole numbers, such as (5,).")
         if list(layers) != sorted(set(layers)):
@@ -104,8 +104,8 @@ class Pruner(ABC):
         return dict(zip(self.layers, keep, strict=True))
 
     @property
-    def scored_by(self) -> str | None:
-        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it counts nothing for them."""
+    def scored_by(self) -> str | tuple[str, ...] | None:
+        """What :mod:`capa_probe.flops` counts as the cost of its scores; None if it cannot count them."""
         return None
 
     @property
@@ -151,23 +151,25 @@ class Pruner(ABC):
             The record of the latest prefill, filled as the model runs.
 
         Raises:
-            CapaProbeError: a layer is out of range, a pruner is attached already, or (when the model runs) the way of
-                generating is not supported.
+            CapaProbeError: a layer is out of range, a pruner or an FFN approximation is attached already, or (when the
+                model runs) the way of generating is not supported.
         """
-        model = lvlm.model
-        if model in _ATTACHED:
+        if not isinstance(lvlm, HookedLVLM):
             raise CapaProbeError(
-                f"{type(self).__name__} was to be attached to a model on which {_ATTACHED[model]} is attached already; "
-                "leave that one's with block first."
+                f"{type(self).__name__} was to be attached to a {type(lvlm).__name__}; give a HookedLVLM, which wraps "
+                "the model."
             )
-        self._check(lvlm)
-        engine = Engine(self, lvlm)
-        _ATTACHED[model] = type(self).__name__
-        try:
+        name, shortens = type(self).__name__, self.execution == "compact" and not self.every_step
+        with pruning(lvlm.model, name, shortens and bool(self.layers)):
+            if is_bypassed(lvlm):
+                raise CapaProbeError(
+                    f"{name} was to be attached to a model on which an FFN approximation is attached already; leave "
+                    "its with block first (CAPA takes one as ffn)."
+                )
+            self._check(lvlm)
+            engine = Engine(self, lvlm)
             with engine.attached(), self.alongside(lvlm, engine.visual_rows, engine.trace):
                 yield engine.trace
-        finally:
-            del _ATTACHED[model]
 
     def _check(self, lvlm: HookedLVLM) -> None:
         check_backend(lvlm.family.text_model(lvlm.model))

@@ -23,6 +23,7 @@ from capa_probe.batching import Batches
 from capa_probe.describing import describe
 from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.lvlm.attached import refuse_shortened
 from capa_probe.memory import memory_errors
 from capa_probe.pruning.bypass import is_bypassed
 from capa_probe.pruning.calibration_run import (
@@ -96,6 +97,7 @@ def calibrate_hadamard(
             "A calibration was asked for while an FFN approximation is attached to the model; leave its with block "
             "first."
         )
+    refuse_shortened(lvlm.model, "A calibration")
     settings = {"layers": list(chosen), "x": x, "batch_size": batch_size, "limit": limit}
     described = describe(lvlm)
     # What a user most likely changed comes first: of two runs that differ, the first difference is named.

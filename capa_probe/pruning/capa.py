@@ -113,9 +113,9 @@ class CAPA(Pruner):
         return cls(**{"layers": layers, "keep": 0.25, "ffn": stand_in, **options})
 
     @property
-    def scored_by(self) -> str:
-        """The chosen measure."""
-        return self.score
+    def scored_by(self) -> tuple[str, ...]:
+        """The chosen measure, and contribution, which tells Anchors from Dumps."""
+        return (self.score, "contribution") if self.uses_residual else (self.score,)
 
     @property
     def every_step(self) -> bool:
@@ -152,6 +152,17 @@ class CAPA(Pruner):
         sink &= scoring.layer >= FIRST_SINK_LAYER
         anchor = anchors(scoring.contribution, sink, visual)
         return visual & ~(sink & ~anchor) if self.only_dumps else anchor
+
+    def _check(self, lvlm: HookedLVLM) -> None:
+        super()._check(lvlm)
+        if not self.uses_residual:
+            return
+        resolve_tau(self.tau, lvlm.d_model)
+        dims = self.sink_dims
+        if dims is not None and (not dims or any(not 0 <= dim < lvlm.d_model for dim in dims)):
+            raise CapaProbeError(
+                f"sink_dims={list(dims)} was given; give at least one dimension, each from 0 to {lvlm.d_model - 1}."
+            )
 
     def alongside(
         self, lvlm: HookedLVLM, visual_rows: VisualRows, trace: Trace

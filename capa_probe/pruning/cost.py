@@ -57,7 +57,7 @@ def step_cost(shape: Shape, pruner: Pruner, trace: Trace, *, row: int = 0, conve
 def _prompt(pruner: Pruner, trace: Trace, row: int) -> dict[str, Any]:
     """Tokens, schedule and score, as the cost counter takes them."""
     visual, text = int(trace.visual[row].sum()), int(trace.text[row].sum())
-    after = int(pruner.score_at == "same" and pruner.uses_attention)
+    after = int(pruner.score_at == "same")
     hidden_only = pruner.execution == "masked" or pruner.every_step
     kept = {
         layer + after: visual if hidden_only else int((own[row] & trace.visual[row]).sum())

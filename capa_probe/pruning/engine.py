@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Engine:
         self.trace = Trace(saves_prefill=not pruner.every_step and bool(pruner.layers))
         self.forward: Forward | None = None
         self.rotary = lvlm.family.text_model(lvlm.model).rotary_emb
-        same = pruner.score_at == "same" and pruner.uses_attention
+        same = pruner.score_at == "same"
         self.tower = (
             TowerListener(lvlm, attention="attention" in pruner.tower)
             if pruner.tower and pruner.layers
@@ -67,6 +68,7 @@ class Engine:
                 stack.callback(handle.remove)
 
             inner = model.base_model
+            self._parameters = tuple(signature(inner.forward).parameters)
             hook(inner.register_forward_pre_hook(self._enter, with_kwargs=True))
             hook(inner.register_forward_hook(self._leave, always_call=True))
             if self.pruner.layers:
@@ -87,12 +89,17 @@ class Engine:
             raise CapaProbeError(
                 "Visual tokens were asked for outside of a forward of the model; run lvlm.model itself, not a part."
             )
-        return forward.image.gather(1, forward.index) >= 0 if forward.has_images else None
+        if not forward.has_images:
+            return None
+        # One tensor for all layers of a stage: whoever asks looks up its rows once for it.
+        if forward.stage not in forward.visual_rows:
+            forward.visual_rows[forward.stage] = forward.image.gather(1, forward.index) >= 0
+        return forward.visual_rows[forward.stage]
 
     # -- around one forward of the model
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(("input_ids",), args, strict=False)), **kwargs}
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
         cache = given.get("past_key_values")
         seen = 0 if cache is None else int(cache.get_seq_length())
         if self.pruner.layers:

@@ -74,6 +74,5 @@ def locate(lvlm: HookedLVLM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
         )
     padding = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
     visual = (ids == lvlm.family.image_token_id(lvlm.model)) & ~padding
-    # LLaVA alone writes nothing around an image, but its images are all of one size.
-    size = len(features.pooler_output[0]) if lvlm.family.name == "llava" else None
+    size = len(features.pooler_output[0]) if lvlm.family.images_adjoin else None
     return ids, padding, image_index(visual, size)

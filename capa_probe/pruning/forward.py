@@ -47,6 +47,8 @@ class Forward:
     layers: list[tuple[int, Tensor]] = field(default_factory=list)
     #: Masks and rotary embeddings, which are the same for all layers of a stage.
     made: dict[Any, Any] = field(default_factory=dict)
+    #: Stage to bool (batch, slot), visual tokens among the rows of its hidden states.
+    visual_rows: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         #: Asked once, since it waits for the device.

@@ -32,8 +32,8 @@ def refuse_modes(cache: Any) -> None:
         )
     if cache is None and callers:
         raise CapaProbeError(
-            "Generation with use_cache=False was asked for, which would score and prune anew for every token; "
-            "leave use_cache at True."
+            "Generation without a KV cache was asked for (use_cache=False, or guidance_scale), which would score and "
+            "prune anew for every token; leave both at their defaults."
         )
 
 

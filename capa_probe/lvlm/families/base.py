@@ -60,6 +60,9 @@ class Family(ABC):
     example: ClassVar[str]
     #: What CAPA's paper prescribes for a checkpoint of it; None if it names none.
     schedule: ClassVar[PaperSchedule | None] = None
+    #: Whether images may stand side by side in a prompt, with nothing between; all are of one size then. If not, a
+    #: pruner takes every unbroken run of visual tokens for an image in ``generate``.
+    images_adjoin: ClassVar[bool] = False
     #: Where its vision tower is, and which patches a visual token is made of; needed by methods that read the tower.
     tower: ClassVar[Tower | None] = None
     #: (d_model, layers, d_mlp) of a checkpoint to the sink dimensions published for it.

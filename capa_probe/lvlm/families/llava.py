@@ -26,6 +26,7 @@ class Llava(Family):
     architecture = "LlavaForConditionalGeneration"
     example = "llava-hf/llava-1.5-7b-hf"
     schedule = PaperSchedule("llava-1.5-7b", 32, 4096, (5, 12, 16), (*range(2, 6), *range(22, 30)))
+    images_adjoin = True
     tower = ClipTower()
     # "See What You Are Told" (VisAttnSink), published code.
     published_sink_dims: ClassVar = {(4096, 32, 11008): (1415, 2533), (5120, 40, 13824): (2100, 4743)}
