@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,31 @@ def test_answers_are_balanced() -> None:
         assert majority[task] < 0.25
     for task in ("read_at", "read_next"):
         assert majority[task] < 0.05
+
+
+def test_the_page_shows_every_task_and_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "shapesqa.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.+?) \| [\w ]+ \|$", page, re.MULTILINE)
+    assert [task for task, *_ in rows] == list(dict.fromkeys(task for task, *_ in rows))
+    where = {
+        task: {
+            (True, True): "both",
+            (True, False): "small",
+            (False, True): "rich",
+            (False, False): "on request",
+        }[task in SMALL.tasks, task in RICH.tasks]
+        for task in {*SMALL.tasks, *MIXED.tasks}
+    }
+    assert {task: place for task, place, _ in rows} == where
+    known = set(words(SMALL)) | set(words(MIXED))
+    for _, _, example in rows:
+        assert set(re.sub(r"[?,.]", "", example.lower()).split()) <= known
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(code, namespace)
+    assert len(load_samples("more-shapes")) == 60
+    assert {sample.task for sample in load_samples("harder-shapes")} == {"relation", "chain"}
 
 
 def test_worlds() -> None:

@@ -50,7 +50,8 @@ def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exerc
     They go round the tasks, so that all come equally often, and questions of yes or no are answered by them in turn.
     """
     turns = {task: cycle(("yes", "no")) for task in _YES_OR_NO}
-    n, per_image = len(world.tasks), world.questions_per_image
+    n = len(world.tasks)
+    per_image = min(n, world.questions_per_image)
     for i in range(n_images):
         tasks = [world.tasks[(per_image * i + k) % n] for k in range(per_image)]
         wanted = {task: next(turns[task]) for task in _YES_OR_NO if task in tasks}
@@ -64,7 +65,7 @@ def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exerc
         yield Exercise(scene, tuple(questions))
 
 
-def write_folder(split: str, folder: Path, n_images: int | None = None, world: World = SMALL) -> int:
+def write_folder(split: str, folder: Path | str, n_images: int | None = None, world: World = SMALL) -> int:
     """Write a split as a data folder: ``images/*.png`` and ``samples.jsonl``.
 
     Args:
@@ -81,6 +82,7 @@ def write_folder(split: str, folder: Path, n_images: int | None = None, world: W
     """
     if n_images is None and split not in SHIPPED_IMAGES:
         raise CapaProbeError(f"n_images is missing for split {split!r}; give a number of images.")
+    folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for i, exercise in enumerate(exercises(split, n_images or SHIPPED_IMAGES[split], world)):

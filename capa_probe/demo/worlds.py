@@ -54,7 +54,7 @@ class World:
         by_color_and_shape: whether references of relations name both ("the red circle"), preferring objects of which
             neither the shape nor the color alone would do, or the shape only.
         suffix: closes every prompt, such as "answer briefly.".
-        questions_per_image: in data folders.
+        questions_per_image: in data folders; fewer where there are fewer tasks, since none is asked twice of an image.
     """
 
     name: str
