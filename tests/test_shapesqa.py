@@ -41,7 +41,9 @@ MIXED = replace(
     texts=(1, 3),
     tasks=(*RICH.tasks, "chain"),
 )
-TOGETHER = replace(MIXED, name="together", apart=False, radius=(5.5, 8.0), jitter=3.5, grid=False)
+TOGETHER = replace(
+    MIXED, name="together", apart=False, radius=(5.5, 8.0), jitter=3.5, grid=False, twin_by_place=False
+)
 ALL_WORLDS = [SMALL, RICH, MIXED, TOGETHER]
 
 

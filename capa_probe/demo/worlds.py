@@ -53,6 +53,7 @@ class World:
             each ("top-left").
         by_color_and_shape: whether references of relations name both ("the red circle"), preferring objects of which
             neither the shape nor the color alone would do, or the shape only.
+        twin_by_place: whether an object whose color is compared is named by its place, or by its shape.
         suffix: closes every prompt, such as "answer briefly.".
         questions_per_image: in data folders; fewer where there are fewer tasks, since none is asked twice of an image.
     """
@@ -74,6 +75,7 @@ class World:
     grid: bool = False
     long_places: bool = False
     by_color_and_shape: bool = False
+    twin_by_place: bool = False
     suffix: str = ""
     questions_per_image: int = 3
 
@@ -145,6 +147,7 @@ RICH = World(
     grid=True,
     long_places=True,
     by_color_and_shape=True,
+    twin_by_place=True,
     suffix="answer briefly.",
     questions_per_image=6,
 )
