@@ -185,7 +185,7 @@ def test_a_patch_tells_what_it_shows(seed: int) -> None:
     """Where a patch is said to show a color, its pixels are of that color, and nowhere else."""
     rng = np.random.default_rng(seed)
     colors = ("red", "blue", "green", "yellow")  # far from each other and from ink, in any light
-    scene = random_scene(rng, RICH)
+    scene = random_scene(rng, replace(RICH, apart=True, radius=(4.3, 5.3), jitter=0.5, text_jitter=0.5))
     scene = replace(scene, objects={c: (s, colors[rng.integers(4)]) for c, (s, _) in scene.objects.items()})
     image, marks = render_with_marks(scene)
     sketch = np.array(sketch_patches(scene, marks))

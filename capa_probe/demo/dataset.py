@@ -20,8 +20,8 @@ from capa_probe.samples import SAMPLES_FILE, Sample
 
 #: The first number of every seed, so that no two splits share a random stream.
 SPLITS = {"train": 0, "calibration": 1, "validation": 2, "test": 3}
-#: Images of the splits that are shipped: 105 test and 30 calibration questions for each of the seven tasks.
-SHIPPED_IMAGES = {"calibration": 70, "test": 245}
+#: World -> images of the splits that are written by default: over 100 test and 30 calibration questions for each task.
+SHIPPED_IMAGES = {"small": {"calibration": 70, "test": 245}, "rich": {"calibration": 65, "test": 260}}
 _YES_OR_NO = ("existence", "comparison")
 
 
@@ -71,7 +71,7 @@ def write_folder(split: str, folder: Path | str, n_images: int | None = None, wo
     Args:
         split: one of ``SPLITS``.
         folder: made if missing.
-        n_images: by default as many as are shipped.
+        n_images: by default those of :data:`SHIPPED_IMAGES`.
         world: what is drawn and asked.
 
     Returns:
@@ -80,12 +80,15 @@ def write_folder(split: str, folder: Path | str, n_images: int | None = None, wo
     Raises:
         CapaProbeError: there is no such split, or ``n_images`` is missing for one that is not shipped.
     """
-    if n_images is None and split not in SHIPPED_IMAGES:
-        raise CapaProbeError(f"n_images is missing for split {split!r}; give a number of images.")
+    n_images = n_images or SHIPPED_IMAGES.get(world.name, {}).get(split)
+    if n_images is None:
+        raise CapaProbeError(
+            f"n_images is missing for split {split!r} of world {world.name!r}; give a number of images."
+        )
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, exercise in enumerate(exercises(split, n_images or SHIPPED_IMAGES[split], world)):
+    for i, exercise in enumerate(exercises(split, n_images, world)):
         name = f"images/{i:04d}.png"
         render(exercise.scene).save(folder / name, optimize=True)
         for question in exercise.questions:

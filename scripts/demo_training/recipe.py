@@ -122,10 +122,10 @@ SMALL_RECIPE = Recipe(
 )
 
 #: existence, color, shape_at, color_at, count_kind, read_at; relation, relation_shape, comparison, same_color,
-#: count_where, read_next.
-_RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4))
-_RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9))
-_RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1))
+#: count_where, read_next, chain.
+_RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
+_RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
+_RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
 RICH_RECIPE = Recipe(
     world=RICH,
@@ -154,11 +154,11 @@ RICH_RECIPE = Recipe(
             Phase(1.0, TurnStyle(_RICH_LATER, mark=0.9, described=False, easy=0.0)),
         ),
     },
-    symbol_tokens=48,
+    symbol_tokens=56,
     own_patch=True,
     what={
         "tower": "every patch tells what it shows itself, and in which row and column of the board it lies",
-        "symbols": "the decoder answers about boards of 48 tokens, each the sum of what a patch shows",
+        "symbols": "the decoder answers about boards of 56 tokens, each the sum of what a patch shows",
         "projector": "patch features are mapped onto those tokens by regression",
         "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
     },

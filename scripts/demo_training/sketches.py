@@ -15,8 +15,10 @@ _COLORS = tuple(COLORS)
 #: The first four fields of a patch that shows nothing.
 NOTHING = (len(SHAPES), len(COLORS), len(CHARACTERS), len(CHARACTERS))
 _SHAPE, _COLOR, _TEXT = 0, 1, 2
-#: Share of a patch, in each direction, that a mark must reach over to count as shown there.
-_OVERLAP = 0.3
+#: Share of a patch, in each direction, that a mark must lie over to count as shown there.
+_OVERLAP = 0.25
+#: Share of its reach that a shape is taken to fill in every direction: the corners of its box are mostly empty.
+_FILLED = 0.75
 
 #: Indices by patch and field: see :func:`field_sizes`.
 Sketch = list[list[int]]
@@ -64,7 +66,9 @@ def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
                 for patch in _reached(scene.world, middle, mark.y, (mark.reach[0] / 2, mark.reach[1])):
                     rows[patch][_TEXT + place] = CHARACTERS.index(character)
         else:
-            for patch in _reached(scene.world, mark.x, mark.y, mark.reach):
+            filled = _FILLED if "shape" in mark.shows else 1.0
+            reach = filled * mark.reach[0], filled * mark.reach[1]
+            for patch in _reached(scene.world, mark.x, mark.y, reach):
                 _tell_object(rows[patch], scene, mark.cell, mark.shows)
     return rows
 
