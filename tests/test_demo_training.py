@@ -317,21 +317,29 @@ def test_wilson_interval() -> None:
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
-def test_model_card_says_what_was_measured() -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_model_card_says_what_was_measured(recipe: Recipe) -> None:
     log = [{"stage": name, "step": 1, "seconds": 60.0, "accuracy": {}} for name in NAMES]
-    results = {
-        task: {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125} for task in SMALL.tasks
-    }
+    result = {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125, "majority": 0.25}
     facts = {
-        "accuracy": results,
+        "accuracy": dict.fromkeys(recipe.world.tasks, result),
         "seed": 7,
         "machine": "a CPU",
         "n_parameters": 5_000_000,
         "profile": ["No sinks."],
     }
-    card = model_card(log, facts)
-    assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
+    card = model_card(log, facts, recipe)
+    if recipe.world is SMALL:
+        assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
+        assert "Mean of the six main tasks: **0.900**" in card
+        assert "8-pixel patches, 96 x 96 images" in card
+    else:
+        assert "| read_at | 10 | 0.900 | 0.600-0.980 | 0.125 | 0.250 |\n| relation | 10 |" in card
+        assert "Mean of the 6 plain tasks" in card
+        assert "12-pixel patches, 144 x 144 images" in card
+        assert "kept for its more telling profile" not in card
     assert "| `tower` |" in card
     assert "seed 7, a CPU; 4 minutes in all" in card
     assert "- No sinks.\n" in card
-    assert "{" not in card.replace("{%", "")
+    assert "\n## Known limits\n\n- " in card
+    assert "{" not in card

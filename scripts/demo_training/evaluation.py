@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from capa_probe.demo.dataset import majority_baseline
 from capa_probe.demo.drawing import blank_image
 from capa_probe.demo.worlds import SMALL, World
 from capa_probe.samples import Sample
@@ -50,11 +51,12 @@ def evaluate(
     samples: Sequence[Sample],
     world: World = SMALL,
 ) -> dict[str, dict[str, float]]:
-    """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image."""
+    """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image and
+    of always giving the most frequent answer."""
     questions = [sample.question for sample in samples]
     seen = answer(model, processor, [sample.open_images()[0] for sample in samples], questions)
     blind = answer(model, processor, [blank_image(world)] * len(samples), questions)
-    results = {}
+    majority, results = majority_baseline(samples), {}
     for task in world.tasks:
         chosen = [i for i, sample in enumerate(samples) if sample.task == task]
         right = sum(seen[i] in samples[i].answers for i in chosen)
@@ -65,6 +67,7 @@ def evaluate(
             "low": low,
             "high": high,
             "blank": sum(blind[i] in samples[i].answers for i in chosen) / len(chosen),
+            "majority": majority[task][1],
         }
     return results
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaP
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
 from demo_training.recipe import NAMES, SMALL_RECIPE, Recipe
-from demo_training.vocabulary import BOS, EOS, PAD, vocabulary
+from demo_training.vocabulary import BOS, EOS, PAD, PATCHES_PER_SIDE, vocabulary
 
 CURVE = "training_curve.png"
 
@@ -77,14 +77,21 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
     template = Environment(
         keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     ).from_string((Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8"))
+    world = recipe.world
+    per_scene = recipe.phases["joint"][-1].style.per_scene
     return template.render(
         **facts,
         stages=stages,
-        tasks=recipe.world.tasks,
+        world=world,
+        sizes=recipe.sizes,
+        patch=world.image_size // PATCHES_PER_SIDE,
+        per_scene="Ten" if per_scene == 10 else per_scene,
+        tasks=world.tasks,
         curve=CURVE,
-        mean=mean_of(facts["accuracy"], recipe.world.plain_tasks),
+        mean=mean_of(facts["accuracy"], world.plain_tasks),
+        two_hop_mean=mean_of(facts["accuracy"], world.two_hop_tasks),
         minutes=sum(seconds.values()) / 60,
-        vocabulary=len(vocabulary(recipe.world)),
+        vocabulary=len(vocabulary(world)),
     )
 
 
