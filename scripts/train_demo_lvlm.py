@@ -2,8 +2,11 @@
 
 python scripts/train_demo_lvlm.py --work runs/train-demo --out data/demo-lvlm
 
-Interrupted, it goes on from its last checkpoint when run again, to the very same weights. It takes about an hour and
-3 GB of memory on two CPU cores.
+Interrupted, it goes on from its last checkpoint when run again, to the very same weights. The recipe of the world
+``small`` takes about an hour and 3 GB of memory on two CPU cores. That of ``rich`` needs its splits first:
+
+python scripts/make_shapesqa.py --world rich --out runs/rich-data
+python scripts/train_demo_lvlm.py --world rich --data runs/rich-data --work runs/train-rich --out runs/demo-rich
 """
 
 from __future__ import annotations
@@ -49,6 +52,12 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides initial weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int,
+        typer.Option(
+            help="Processes that draw batches ahead; worth it beside a GPU. The weights do not depend on it."
+        ),
+    ] = 0,
     until: Annotated[
         Stages | None, typer.Option(help="Stop after this stage; nothing is written to --out.")
     ] = None,
@@ -61,7 +70,7 @@ def main(
     parts = Parts(recipe).to(device)
     with attention_in_float32(parts.decoder):
         for name in NAMES:
-            run_stage(build_stage(name, parts, seed, torch.device(device)), work, typer.echo)
+            run_stage(build_stage(name, parts, seed, torch.device(device)), work, typer.echo, workers=workers)
             if until and name == until.value:
                 return
 

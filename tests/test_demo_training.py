@@ -294,6 +294,17 @@ def test_an_interrupted_stage_ends_at_the_same_weights(name: str, recipe: Recipe
     assert steps == [1, 2]
 
 
+def test_batches_drawn_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        parts = Parts(RECIPES["rich"])
+        stage = build_stage("symbols", parts, 0, CPU, steps=3, scenes=1)
+        run_stage(stage, tmp_path / str(workers), lambda _: None, workers=workers)
+        found.append(weights(stage))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     parts = Parts()
     stage = build_stage("projector", parts, 0, CPU, steps=2, scenes=1)
