@@ -23,7 +23,7 @@ def main(
     world: Annotated[Worlds, typer.Option(help="What is drawn and asked.")] = Worlds.small,
 ) -> None:
     """Write the calibration and the test split."""
-    for split in SHIPPED_IMAGES:
+    for split in SHIPPED_IMAGES[world.value]:
         shutil.rmtree(out / split, ignore_errors=True)
         typer.echo(f"{out / split}: {write_folder(split, out / split, world=WORLDS[world.value])} questions")
 

@@ -111,7 +111,8 @@ def _counted(scene: Scene, everything: list[Thing], text: str) -> Iterator[Thing
 
 
 def _about_color_twins(everything: list[Thing], text: str) -> tuple[str, set[tuple[int, int]]]:
-    anchor = _the_only(everything, text)
+    place = _place(text)
+    anchor = _at(everything, *place) if place else _the_only(everything, text)
     twins = [t for t in everything if t.color == anchor.color and t != anchor]
     if re.match(r"(is|does|do) ", text):
         return "yes" if twins else "no", _cells([anchor, *twins])

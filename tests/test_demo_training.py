@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoProcessor
 
-from capa_probe.demo.drawing import render
+from capa_probe.demo.drawing import render, render_with_marks
 from capa_probe.demo.questions import ask, describe
 from capa_probe.demo.scenes import Scene, random_scene
-from capa_probe.demo.worlds import SMALL
-from demo_training import stages
-from demo_training.architecture import CELL_FIELDS, PATCH_CELL, Parts, build_config, describe_cells
+from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES, SMALL
+from demo_training.architecture import Parts, build_config
+from demo_training.cpu_attention import attention_in_float32
 from demo_training.evaluation import wilson
 from demo_training.export import model_card
-from demo_training.loop import Schedule, run_stage
-from demo_training.stages import NAMES, build_stage, turn_logits
+from demo_training.loop import Schedule, Stage, run_stage
+from demo_training.recipe import NAMES, RECIPES, Recipe
+from demo_training.sketches import (
+    NOTHING,
+    field_sizes,
+    patch_cell,
+    sketch_cells,
+    sketch_patches,
+    sketch_symbols,
+)
+from demo_training.stages import build_stage, turn_logits
 from demo_training.turns import PREFIX_LENGTH, TurnStyle, draw_questions, pack, right_by_task
 from demo_training.vocabulary import ASSISTANT, EOS, UNKNOWN, build_processor, build_tokenizer
 
@@ -153,37 +163,130 @@ def test_processor_survives_saving(tmp_path: Path) -> None:
 
 
 def test_patches_and_cells() -> None:
-    centers = [(p // 12 * 8 + 4, p % 12 * 8 + 4) for p in range(144)]
-    assert PATCH_CELL.tolist() == [y // 32 * 3 + x // 32 for y, x in centers]
-    described = describe_cells(Scene({4: ("ring", "red")}, {2: "KA"}, 0))
-    sizes = list(CELL_FIELDS.values())
-    assert [len(set(field)) for field in described] == [2, 2, 2, 2, 3, 3]
-    assert all(max(field) < size for field, size in zip(described, sizes, strict=True))
+    for board in (3, 4, 6):
+        side = 12 // board
+        assert [patch_cell(p, board) for p in range(144)] == [
+            p // 12 // side * board + p % 12 // side for p in range(144)
+        ]
+    scene = Scene({4: ("ring", "red")}, {2: "KA"}, 0)
+    sketch = np.array(sketch_cells(scene))
+    sizes = list(field_sizes(SMALL).values())
+    assert (sketch < sizes).all()
+    assert sketch.shape == (144, 6)
+    for field in range(4):
+        told = np.flatnonzero(sketch[:, field] != NOTHING[field])
+        assert {patch_cell(p, 3) for p in told} == ({4} if field < 2 else {2})
+        assert len(told) == 16
 
 
-def weights(stage: stages.Stage) -> dict[str, Tensor]:
+@given(st.integers(0, 10_000))
+@settings(max_examples=25)
+def test_a_patch_tells_what_it_shows(seed: int) -> None:
+    """Where a patch is said to show a color, its pixels are of that color, and nowhere else."""
+    rng = np.random.default_rng(seed)
+    colors = ("red", "blue", "green", "yellow")  # far from each other and from ink, in any light
+    scene = random_scene(rng, replace(RICH, apart=True, radius=(4.3, 5.3), jitter=0.5, text_jitter=0.5))
+    scene = replace(scene, objects={c: (s, colors[rng.integers(4)]) for c, (s, _) in scene.objects.items()})
+    image, marks = render_with_marks(scene)
+    sketch = np.array(sketch_patches(scene, marks))
+    pixels = np.asarray(image, dtype=float).reshape(12, 12, 12, 12, 3).swapaxes(1, 2).reshape(144, 144, 3)
+    for patch, row in enumerate(sketch):
+        assert (row[4], row[5]) == divmod(patch_cell(patch, 6), 6)
+        vivid = pixels[patch][np.ptp(pixels[patch], axis=-1) > 75]  # neither ink nor background
+        assert (len(vivid) > 30) == (row[1] < NOTHING[1])
+        if len(vivid) > 30:
+            nearest = min(colors, key=lambda name: np.abs(vivid.mean(axis=0) - COLORS[name]).max())
+            assert nearest == list(COLORS)[row[1]]
+    for cell, (shape, color) in scene.objects.items():
+        here = sketch[[p for p in range(144) if patch_cell(p, 6) == cell]]
+        assert [(row[0] < NOTHING[0]) + (row[1] < NOTHING[1]) for row in here].count(1) == 2
+        assert SHAPES[here[:, 0].min()] == shape
+        assert list(COLORS)[here[:, 1].min()] == color
+    for cell, text in scene.texts.items():
+        here = sketch[[p for p in range(144) if patch_cell(p, 6) == cell]]
+        assert "".join(CHARACTERS[here[:, field].min()] for field in (2, 3)) == text
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]), st.booleans())
+@settings(max_examples=25)
+def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng, replace(RICH, apart=apart))
+    rows, patches = sketch_symbols(scene, 64, whole, rng)
+    assert len(rows) == len(patches) == 64
+    assert patches == sorted(set(patches))
+    found: dict[int, set[tuple[int, int]]] = {}
+    for row, patch in zip(rows, patches, strict=True):
+        cell = patch_cell(patch, 6)
+        assert (row[4], row[5]) == divmod(cell, 6)
+        told = {(field, value) for field, value in enumerate(row[:4]) if value != NOTHING[field]}
+        if apart and not whole:
+            assert len(told) <= 1
+        found[cell] = found.get(cell, set()) | told
+    wanted = {
+        cell: {(0, SHAPES.index(shape)), (1, list(COLORS).index(color))}
+        for cell, (shape, color) in scene.objects.items()
+    }
+    wanted |= {
+        cell: {(2 + place, CHARACTERS.index(c)) for place, c in enumerate(text)}
+        for cell, text in scene.texts.items()
+    }
+    assert {cell: told for cell, told in found.items() if told} == wanted
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_recipes_are_whole(recipe: Recipe) -> None:
+    assert set(recipe.schedules) == set(recipe.scenes) == set(recipe.what) == set(NAMES)
+    for name, phases in recipe.phases.items():
+        ends = [phase.until for phase in phases]
+        assert ends == sorted(set(ends))
+        assert ends[-1] == 1
+        for phase in phases:
+            assert set(phase.style.weights) == set(recipe.world.tasks)
+            assert recipe.phase(name, phase.until - 1e-6) is phase
+        assert recipe.phase(name, 1.0) is phases[-1]
+    parameters = sum(p.numel() for p in Parts(recipe).lvlm.parameters())
+    assert 4 * parameters < 24e6
+    config = build_config(recipe)
+    assert config.text_config.num_hidden_layers >= 8
+    assert config.vision_config.image_size == 12 * config.vision_config.patch_size
+
+
+def test_attention_in_float32_is_the_same_attention(parts: Parts) -> None:
+    rng, boards = np.random.default_rng(1), scenes(1)
+    style = TurnStyle(ALL_ALIKE, per_scene=3)
+    turns = pack([draw_questions(boards[0], style, rng)], style, rng)
+    visual = torch.randn(1, 9, parts.decoder.embed_tokens.weight.shape[1])
+    with torch.no_grad():
+        plain = turn_logits(parts, visual, torch.arange(9)[None], turns)
+        with attention_in_float32(parts.decoder):
+            assert parts.decoder.config._attn_implementation != "sdpa"
+            other = turn_logits(parts, visual, torch.arange(9)[None], turns)
+    assert parts.decoder.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-5)
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
     return {f"{n}.{k}": v.clone() for n, m in stage.trained.items() for k, v in m.state_dict().items()}
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_stage_ends_at_the_same_weights(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(stages.SCENES_PER_STEP, name, 2)
+def test_an_interrupted_stage_ends_at_the_same_weights(name: str, recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = Parts().state_dict()
+    start = Parts(recipe).state_dict()
 
     def trained(folder: Path, *stops: int | None) -> dict[str, Tensor]:
         for stop in stops:
-            parts = Parts()  # as in a new process: what was learned comes from the checkpoint alone
+            parts = Parts(recipe)  # as in a new process: what was learned comes from the checkpoint alone
             parts.load_state_dict(start)
-            stage = build_stage(name, parts, 0, CPU, steps=2)
+            stage = build_stage(name, parts, 0, CPU, steps=2, scenes=2)
             run_stage(stage, folder, lambda _: None, stop_at=stop)
         return weights(stage)
 
-    stage_start = Parts()
+    stage_start = Parts(recipe)
     stage_start.load_state_dict(start)
-    before = weights(build_stage(name, stage_start, 0, CPU, steps=2))
+    before = weights(build_stage(name, stage_start, 0, CPU, steps=2, scenes=2))
     straight, resumed = trained(tmp_path / "a", None), trained(tmp_path / "b", 1, None)
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
     assert any(not torch.equal(straight[key], before[key]) for key in straight)
@@ -191,12 +294,23 @@ def test_an_interrupted_stage_ends_at_the_same_weights(
     assert steps == [1, 2]
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stages.SCENES_PER_STEP, "projector", 1)
+def test_batches_drawn_by_other_processes_are_the_same(tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        parts = Parts(RECIPES["rich"])
+        stage = build_stage("symbols", parts, 0, CPU, steps=3, scenes=1)
+        run_stage(stage, tmp_path / str(workers), lambda _: None, workers=workers)
+        found.append(weights(stage))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     parts = Parts()
-    run_stage(build_stage("projector", parts, 0, CPU, steps=2), tmp_path, lambda _: None, stop_at=1)
+    stage = build_stage("projector", parts, 0, CPU, steps=2, scenes=1)
+    run_stage(stage, tmp_path, lambda _: None, stop_at=1)
     with pytest.raises(SystemExit, match="was made with other settings"):
-        run_stage(build_stage("projector", parts, 0, CPU, steps=3), tmp_path, lambda _: None)
+        run_stage(build_stage("projector", parts, 0, CPU, steps=3, scenes=1), tmp_path, lambda _: None)
 
 
 def test_schedule() -> None:
@@ -214,21 +328,29 @@ def test_wilson_interval() -> None:
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
-def test_model_card_says_what_was_measured() -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_model_card_says_what_was_measured(recipe: Recipe) -> None:
     log = [{"stage": name, "step": 1, "seconds": 60.0, "accuracy": {}} for name in NAMES]
-    results = {
-        task: {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125} for task in SMALL.tasks
-    }
+    result = {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125, "majority": 0.25}
     facts = {
-        "accuracy": results,
+        "accuracy": dict.fromkeys(recipe.world.tasks, result),
         "seed": 7,
         "machine": "a CPU",
         "n_parameters": 5_000_000,
         "profile": ["No sinks."],
     }
-    card = model_card(log, facts)
-    assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
+    card = model_card(log, facts, recipe)
+    if recipe.world is SMALL:
+        assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
+        assert "Mean of the six main tasks: **0.900**" in card
+        assert "8-pixel patches, 96 x 96 images" in card
+    else:
+        assert "| read_at | 10 | 0.900 | 0.600-0.980 | 0.125 | 0.250 |\n| relation | 10 |" in card
+        assert "Mean of the 6 plain tasks" in card
+        assert "12-pixel patches, 144 x 144 images" in card
+        assert "kept for its more telling profile" not in card
     assert "| `tower` |" in card
     assert "seed 7, a CPU; 4 minutes in all" in card
     assert "- No sinks.\n" in card
-    assert "{" not in card.replace("{%", "")
+    assert "\n## Known limits\n\n- " in card
+    assert "{" not in card

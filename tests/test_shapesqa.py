@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +39,11 @@ MIXED = replace(
     name="mixed",
     objects={3: (2, 6), 4: (5, 12), 5: (5, 16), 6: (8, 16)},
     texts=(1, 3),
-    tasks=(*RICH.tasks, "chain"),
+    twin_by_place=False,
+    grid=False,
 )
-TOGETHER = replace(MIXED, name="together", apart=False, radius=(5.5, 8.0), jitter=3.5, grid=False)
-ALL_WORLDS = [SMALL, RICH, MIXED, TOGETHER]
+APART = replace(RICH, name="apart", apart=True, radius=(4.3, 5.3), jitter=0.5, text_jitter=0.5)
+ALL_WORLDS = [SMALL, RICH, MIXED, APART]
 
 
 @given(
@@ -111,7 +113,7 @@ def test_a_scene_always_gives_the_same_pixels_and_another_seed_others(world: Wor
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("world", [SMALL, TOGETHER, replace(TOGETHER, objects={5: (5, 16)})])
+@pytest.mark.parametrize("world", [SMALL, RICH, replace(RICH, objects={5: (5, 16)})])
 def test_shapes_are_where_they_are_said_to_be_in_their_color(shape: str, world: World) -> None:
     board = world.largest_board
     cell = board**2 - 1
@@ -130,7 +132,7 @@ def assert_blue_lies_in(scene: Scene, cell: int) -> None:
 
 @given(SEEDS)
 def test_apart_a_shape_and_its_color_touch_inside_their_cell_and_share_no_patch(seed: int) -> None:
-    scene = random_scene(np.random.default_rng(seed), RICH)
+    scene = random_scene(np.random.default_rng(seed), APART)
     _, marks = render_with_marks(scene)
     assert Counter(mark.shows for mark in marks) == {
         ("shape",): len(scene.objects),
@@ -161,7 +163,7 @@ def test_cells_tile_the_image() -> None:
             assert (covered == 1).all()
 
 
-@pytest.mark.parametrize("world", [SMALL, RICH], ids=lambda world: world.name)
+@pytest.mark.parametrize("world", [SMALL, RICH, APART], ids=lambda world: world.name)
 def test_shapes_look_different(world: World) -> None:
     masks = []
     for shape in SHAPES:
@@ -207,19 +209,45 @@ def test_most_references_need_both_color_and_shape() -> None:
 def test_answers_are_balanced() -> None:
     """No answer of a task is much more frequent than it must be."""
     answers: dict[str, Counter[str]] = {task: Counter() for task in RICH.tasks}
-    for exercise in exercises("validation", 400, RICH):
+    for exercise in exercises("validation", 390, RICH):
         for question in exercise.questions:
             answers[question.task][question.answer] += 1
     majority = {task: counts.most_common(1)[0][1] / counts.total() for task, counts in answers.items()}
-    assert {counts.total() for counts in answers.values()} == {200}
+    assert {counts.total() for counts in answers.values()} == {180}
     for task in ("existence", "comparison"):
         assert majority[task] == 0.5
     for task in ("count_kind", "count_where"):
         assert majority[task] < 0.4
     for task in ("color", "shape_at", "color_at", "relation", "relation_shape", "same_color"):
         assert majority[task] < 0.25
+    assert majority["chain"] < 0.25
     for task in ("read_at", "read_next"):
         assert majority[task] < 0.05
+
+
+def test_the_page_shows_every_task_and_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "shapesqa.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.+?) \| [\w ]+ \|$", page, re.MULTILINE)
+    assert [task for task, *_ in rows] == list(dict.fromkeys(task for task, *_ in rows))
+    where = {
+        task: {
+            (True, True): "both",
+            (True, False): "small",
+            (False, True): "rich",
+            (False, False): "on request",
+        }[task in SMALL.tasks, task in RICH.tasks]
+        for task in {*SMALL.tasks, *RICH.tasks}
+    }
+    assert {task: place for task, place, _ in rows} == where
+    known = set(words(SMALL)) | set(words(RICH))
+    for _, _, example in rows:
+        assert set(re.sub(r"[?,.]", "", example.lower()).split()) <= known
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(code, namespace)
+    assert len(load_samples("more-shapes")) == 60
+    assert {sample.task for sample in load_samples("harder-shapes")} == {"relation", "chain"}
 
 
 def test_worlds() -> None:
@@ -264,12 +292,12 @@ def test_shipped_questions(split: str, at_least: int) -> None:
     assert sum(tasks[task] for task in SMALL.plain_tasks) >= at_least or split == "calibration"
     assert len(samples) >= at_least
     assert len(set(tasks.values())) == 1
-    assert len({sample.images for sample in samples}) == SHIPPED_IMAGES[split]
+    assert len({sample.images for sample in samples}) == SHIPPED_IMAGES["small"][split]
     yes = Counter(sample.answers for sample in samples if sample.task == "existence")
     assert abs(yes["yes",] - yes["no",]) <= 1
 
 
-@pytest.mark.parametrize("split", SHIPPED_IMAGES)
+@pytest.mark.parametrize("split", SHIPPED_IMAGES["small"])
 def test_shipped_folders_come_out_of_the_generator_again(split: str, tmp_path: Path) -> None:
     shipped = demo_data_path(split)
     write_folder(split, tmp_path)
@@ -284,7 +312,7 @@ def test_shipped_folders_come_out_of_the_generator_again(split: str, tmp_path: P
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CapaProbeError, match="split='dev' was given"):
         write_folder("dev", tmp_path, 1)
-    with pytest.raises(CapaProbeError, match="n_images is missing for split 'validation'"):
+    with pytest.raises(CapaProbeError, match="n_images is missing for split 'validation' of world 'small'"):
         write_folder("validation", tmp_path)
     with pytest.raises(CapaProbeError, match="split='train' was given"):
         demo_data_path("train")
@@ -299,7 +327,10 @@ def test_an_installed_package_finds_its_own_copy(tmp_path: Path, monkeypatch: py
     assert demo_data_path() == tmp_path / "_data" / "shapesqa" / "test"
 
 
-@pytest.mark.parametrize(("world", "n_images", "each"), [(SMALL, 7, 3), (RICH, 4, 2), (MIXED, 13, 6)])
+@pytest.mark.parametrize(
+    ("world", "n_images", "each"),
+    [(SMALL, 7, 3), (RICH, 13, 6), (replace(RICH, objects={4: (6, 12)}), 13, 6)],
+)
 def test_a_small_folder(world: World, n_images: int, each: int, tmp_path: Path) -> None:
     assert write_folder("validation", tmp_path, n_images, world) == n_images * world.questions_per_image
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]

@@ -20,8 +20,8 @@ from capa_probe.samples import SAMPLES_FILE, Sample
 
 #: The first number of every seed, so that no two splits share a random stream.
 SPLITS = {"train": 0, "calibration": 1, "validation": 2, "test": 3}
-#: Images of the splits that are shipped: 105 test and 30 calibration questions for each of the seven tasks.
-SHIPPED_IMAGES = {"calibration": 70, "test": 245}
+#: World -> images of the splits that are written by default: over 100 test and 30 calibration questions for each task.
+SHIPPED_IMAGES = {"small": {"calibration": 70, "test": 245}, "rich": {"calibration": 65, "test": 260}}
 _YES_OR_NO = ("existence", "comparison")
 
 
@@ -50,7 +50,8 @@ def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exerc
     They go round the tasks, so that all come equally often, and questions of yes or no are answered by them in turn.
     """
     turns = {task: cycle(("yes", "no")) for task in _YES_OR_NO}
-    n, per_image = len(world.tasks), world.questions_per_image
+    n = len(world.tasks)
+    per_image = min(n, world.questions_per_image)
     for i in range(n_images):
         tasks = [world.tasks[(per_image * i + k) % n] for k in range(per_image)]
         wanted = {task: next(turns[task]) for task in _YES_OR_NO if task in tasks}
@@ -64,13 +65,13 @@ def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exerc
         yield Exercise(scene, tuple(questions))
 
 
-def write_folder(split: str, folder: Path, n_images: int | None = None, world: World = SMALL) -> int:
+def write_folder(split: str, folder: Path | str, n_images: int | None = None, world: World = SMALL) -> int:
     """Write a split as a data folder: ``images/*.png`` and ``samples.jsonl``.
 
     Args:
         split: one of ``SPLITS``.
         folder: made if missing.
-        n_images: by default as many as are shipped.
+        n_images: by default those of :data:`SHIPPED_IMAGES`.
         world: what is drawn and asked.
 
     Returns:
@@ -79,11 +80,15 @@ def write_folder(split: str, folder: Path, n_images: int | None = None, world: W
     Raises:
         CapaProbeError: there is no such split, or ``n_images`` is missing for one that is not shipped.
     """
-    if n_images is None and split not in SHIPPED_IMAGES:
-        raise CapaProbeError(f"n_images is missing for split {split!r}; give a number of images.")
+    n_images = n_images or SHIPPED_IMAGES.get(world.name, {}).get(split)
+    if n_images is None:
+        raise CapaProbeError(
+            f"n_images is missing for split {split!r} of world {world.name!r}; give a number of images."
+        )
+    folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, exercise in enumerate(exercises(split, n_images or SHIPPED_IMAGES[split], world)):
+    for i, exercise in enumerate(exercises(split, n_images, world)):
         name = f"images/{i:04d}.png"
         render(exercise.scene).save(folder / name, optimize=True)
         for question in exercise.questions:

@@ -62,3 +62,13 @@ def named_objects(scene: Scene, rng: np.random.Generator) -> dict[int, str]:
     hard = {cell: (s, c) for cell, (s, c) in named.items() if shapes[s] > 1 and colors[c] > 1}
     chosen = hard if rng.random() < _HARD and hard else named
     return {cell: f"{color} {shape}" for cell, (shape, color) in chosen.items()}
+
+
+def comparable_objects(scene: Scene) -> list[int]:
+    """Cells of the objects that can be named without their color."""
+    return sorted(scene.objects) if scene.world.twin_by_place else single_shapes(scene)
+
+
+def comparable_name(scene: Scene, cell: int, rng: np.random.Generator) -> str:
+    """The name of such an object."""
+    return f"shape in {place_name(scene, cell, rng)}" if scene.world.twin_by_place else scene.objects[cell][0]

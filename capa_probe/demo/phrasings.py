@@ -91,7 +91,7 @@ RICH_PHRASINGS: Mapping[str, tuple[str, ...]] = {
         "is there another shape with the color of the {x}?",
         "does any other shape have the color of the {x}?",
         "do you see another shape in the color of the {x}?",
-        "is any other shape as colored as the {x}?",
+        "is there any other shape in the color of the {x}?",
     ),
     "same_color": (
         "which other shape has the color of the {x}?",

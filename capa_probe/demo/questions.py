@@ -63,12 +63,15 @@ def ask(scene: Scene, task: str, rng: np.random.Generator, easy: float = 0.0) ->
 
 
 def describe(scene: Scene) -> Question:
-    """The whole board as one long answer, a stepping stone for training."""
-    first = np.random.default_rng(0)  # the first way to name a place, wherever there are several
-    objects = (
-        f"{PLACES[cell] if not scene.world.long_places else place_name(scene, cell, first, way=0)} {color} {shape}"
-        for cell, (shape, color) in sorted(scene.objects.items())
-    )
+    """The whole board as one long answer, a stepping stone for training.
+
+    "2 3 red circle" is the shortest way to say what lies in row 2, column 3.
+    """
+    long = scene.world.long_places
+    objects = []
+    for cell, (shape, color) in sorted(scene.objects.items()):
+        row, col = divmod(cell, scene.board)
+        objects.append(f"{row + 1} {col + 1} {color} {shape}" if long else f"{PLACES[cell]} {color} {shape}")
     return Question("describe", DESCRIBE, " , ".join(objects), tuple(scene.objects))
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from capa_probe.demo.naming import board_parts, named_objects, pick, single_shapes
+from capa_probe.demo.naming import board_parts, comparable_name, comparable_objects, named_objects, pick
 from capa_probe.demo.phrasings import STEPS, plural
 from capa_probe.demo.scenes import Scene
 from capa_probe.demo.worlds import COLORS, SHAPES
@@ -45,9 +45,9 @@ def read_next(scene: Scene, rng: np.random.Generator) -> Answered | None:
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Answered | None:
-    """Whether another object has the color of a named shape; yes and no equally often where scenes allow."""
+    """Whether another object has the color of a named one; yes and no equally often where scenes allow."""
     options: dict[bool, list[tuple[int, tuple[int, ...]]]] = {True: [], False: []}
-    for cell in single_shapes(scene):
+    for cell in comparable_objects(scene):
         others = _others_in_its_color(scene, cell)
         options[bool(others)].append((cell, others))
     yes = bool(rng.random() < 0.5)
@@ -56,20 +56,20 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Answered | None:
     if not options[yes]:
         return None
     cell, others = pick(rng, options[yes])
-    return {"x": scene.objects[cell][0]}, "yes" if yes else "no", (cell, *others)
+    return {"x": comparable_name(scene, cell, rng)}, "yes" if yes else "no", (cell, *others)
 
 
 def same_color(scene: Scene, rng: np.random.Generator) -> Answered | None:
-    """The shape of the one other object in the color of a named shape."""
+    """The shape of the one other object in the color of a named one."""
     options = _partners(scene)
     if not options:
         return None
     cell, other = pick(rng, options)
-    return {"x": scene.objects[cell][0]}, scene.objects[other][0], (cell, other)
+    return {"x": comparable_name(scene, cell, rng)}, scene.objects[other][0], (cell, other)
 
 
 def chain(scene: Scene, rng: np.random.Generator) -> Answered | None:
-    """The shape of the neighbor of the one other object in the color of a named shape: three looks."""
+    """The shape of the neighbor of the one other object in the color of a named one: three looks."""
     options = []
     for cell, other in _partners(scene):
         for step in STEPS:
@@ -79,7 +79,7 @@ def chain(scene: Scene, rng: np.random.Generator) -> Answered | None:
     if not options:
         return None
     cell, other, step, neighbor = pick(rng, options)
-    slots = {"r": pick(rng, STEPS[step]), "x": scene.objects[cell][0]}
+    slots = {"r": pick(rng, STEPS[step]), "x": comparable_name(scene, cell, rng)}
     return slots, scene.objects[neighbor][0], (cell, other, neighbor)
 
 
@@ -128,9 +128,9 @@ def _others_in_its_color(scene: Scene, cell: int) -> tuple[int, ...]:
 
 
 def _partners(scene: Scene) -> list[tuple[int, int]]:
-    """Cells of single shapes that share their color with exactly one other object, and that object's cell."""
+    """Cells of objects that share their color with exactly one other object, and that object's cell."""
     found = []
-    for cell in single_shapes(scene):
+    for cell in comparable_objects(scene):
         others = _others_in_its_color(scene, cell)
         if len(others) == 1:
             found.append((cell, others[0]))

@@ -53,8 +53,9 @@ class World:
             each ("top-left").
         by_color_and_shape: whether references of relations name both ("the red circle"), preferring objects of which
             neither the shape nor the color alone would do, or the shape only.
+        twin_by_place: whether an object whose color is compared is named by its place, or by its shape.
         suffix: closes every prompt, such as "answer briefly.".
-        questions_per_image: in data folders.
+        questions_per_image: in data folders; fewer where there are fewer tasks, since none is asked twice of an image.
     """
 
     name: str
@@ -74,6 +75,7 @@ class World:
     grid: bool = False
     long_places: bool = False
     by_color_and_shape: bool = False
+    twin_by_place: bool = False
     suffix: str = ""
     questions_per_image: int = 3
 
@@ -129,15 +131,14 @@ RICH = World(
     objects={6: (8, 16)},
     tasks=(
         *("existence", "color", "shape_at", "color_at", "count_kind", "read_at"),
-        *("relation", "relation_shape", "comparison", "same_color", "count_where", "read_next"),
+        *("relation", "relation_shape", "comparison", "same_color", "count_where", "read_next", "chain"),
     ),
     phrasings=RICH_PHRASINGS,
     texts=(2, 4),
     image_size=144,
-    radius=(4.3, 5.3),
-    jitter=0.5,
-    text_jitter=0.5,
-    apart=True,
+    radius=(5.5, 7.5),
+    jitter=3.5,
+    text_jitter=1.5,
     font_size=13,
     light=14.0,
     blotches=10.0,
@@ -145,6 +146,7 @@ RICH = World(
     grid=True,
     long_places=True,
     by_color_and_shape=True,
+    twin_by_place=True,
     suffix="answer briefly.",
     questions_per_image=6,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from capa_probe.demo.dataset import majority_baseline
 from capa_probe.demo.drawing import blank_image
 from capa_probe.demo.worlds import SMALL, World
 from capa_probe.samples import Sample
@@ -50,11 +51,12 @@ def evaluate(
     samples: Sequence[Sample],
     world: World = SMALL,
 ) -> dict[str, dict[str, float]]:
-    """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image."""
+    """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image and
+    of always giving the most frequent answer."""
     questions = [sample.question for sample in samples]
     seen = answer(model, processor, [sample.open_images()[0] for sample in samples], questions)
     blind = answer(model, processor, [blank_image(world)] * len(samples), questions)
-    results = {}
+    majority, results = majority_baseline(samples), {}
     for task in world.tasks:
         chosen = [i for i, sample in enumerate(samples) if sample.task == task]
         right = sum(seen[i] in samples[i].answers for i in chosen)
@@ -65,12 +67,14 @@ def evaluate(
             "low": low,
             "high": high,
             "blank": sum(blind[i] in samples[i].answers for i in chosen) / len(chosen),
+            "majority": majority[task][1],
         }
     return results
 
 
-def mean_of_main_tasks(results: dict[str, dict[str, float]]) -> float:
-    return sum(results[task]["accuracy"] for task in SMALL.plain_tasks) / len(SMALL.plain_tasks)
+def mean_of(results: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> float:
+    """Mean accuracy over tasks."""
+    return sum(results[task]["accuracy"] for task in tasks) / len(tasks)
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -81,11 +85,23 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def misses_bar(results: dict[str, dict[str, float]]) -> Iterable[str]:
-    """What of the bar the model misses: mean 0.95, every main task 0.90 (count 0.85), relation 0.80."""
-    if mean_of_main_tasks(results) < 0.95:
-        yield f"mean of the main tasks {mean_of_main_tasks(results):.3f} < 0.95"
-    for task in SMALL.tasks:
-        bar = {"count": 0.85, "relation": 0.80}.get(task, 0.90)
-        if results[task]["accuracy"] < bar:
-            yield f"{task} {results[task]['accuracy']:.3f} < {bar}"
+def misses_bar(results: Mapping[str, Mapping[str, float]], world: World = SMALL) -> Iterable[str]:
+    """What of its world's bar the model misses.
+
+    ``small``: mean of the plain tasks 0.95, each of them 0.90 (count 0.85), relation 0.80. ``rich``: mean of the plain
+    tasks 0.92, of the others 0.80.
+    """
+    plain = mean_of(results, world.plain_tasks)
+    if world.name == "small":
+        if plain < 0.95:
+            yield f"mean of the plain tasks {plain:.3f} < 0.95"
+        for task in world.tasks:
+            bar = {"count": 0.85, "relation": 0.80}.get(task, 0.90)
+            if results[task]["accuracy"] < bar:
+                yield f"{task} {results[task]['accuracy']:.3f} < {bar}"
+        return
+    two_hop = mean_of(results, world.two_hop_tasks)
+    if plain < 0.92:
+        yield f"mean of the plain tasks {plain:.3f} < 0.92"
+    if two_hop < 0.80:
+        yield f"mean of the two-hop tasks {two_hop:.3f} < 0.80"

@@ -12,18 +12,11 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from capa_probe.demo.worlds import SMALL
-from demo_training.evaluation import MAX_NEW_TOKENS, mean_of_main_tasks
-from demo_training.stages import NAMES, SCENES_PER_STEP, SCHEDULES
-from demo_training.vocabulary import BOS, EOS, PAD, vocabulary
+from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
+from demo_training.recipe import NAMES, SMALL_RECIPE, Recipe
+from demo_training.vocabulary import BOS, EOS, PAD, PATCHES_PER_SIDE, vocabulary
 
 CURVE = "training_curve.png"
-WHAT = {
-    "tower": "every patch tells what its own cell holds",
-    "symbols": "the decoder answers about boards of nine tokens, each the sum of what its cell holds",
-    "projector": "patch features are mapped onto those tokens by regression",
-    "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
-}
 
 
 def export(
@@ -32,6 +25,7 @@ def export(
     folder: Path,
     log: list[dict[str, Any]],
     facts: dict[str, Any],
+    recipe: Recipe = SMALL_RECIPE,
 ) -> None:
     """Write everything beside the old folder, then put it in its place.
 
@@ -40,6 +34,7 @@ def export(
         folder: where to, replaced if it exists.
         log: the lines of ``log.jsonl``.
         facts: what the model card says besides; see :func:`model_card`.
+        recipe: how it was made.
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -50,8 +45,8 @@ def export(
     for file in temporary.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     processor.save_pretrained(temporary)
-    _draw_curve(log, temporary / CURVE)
-    (temporary / "README.md").write_text(model_card(log, facts), encoding="utf-8")
+    _draw_curve(log, temporary / CURVE, recipe)
+    (temporary / "README.md").write_text(model_card(log, facts, recipe), encoding="utf-8")
     (temporary / "evaluation.json").write_text(
         json.dumps(facts["accuracy"], indent=2) + "\n", encoding="utf-8"
     )
@@ -59,21 +54,22 @@ def export(
     temporary.replace(folder)
 
 
-def model_card(log: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe = SMALL_RECIPE) -> str:
     """The model card.
 
     Args:
         log: the lines of ``log.jsonl``.
         facts: ``accuracy`` (of :func:`evaluation.evaluate`), ``seed``, ``machine``, ``n_parameters`` and ``profile``
             (sentences on what a profile of the model shows).
+        recipe: how the model was made.
     """
     seconds = {name: [line for line in log if line["stage"] == name][-1]["seconds"] for name in NAMES}
     stages = [
         {
             "name": name,
-            "what": WHAT[name],
-            "schedule": SCHEDULES[name],
-            "images": SCENES_PER_STEP[name],
+            "what": recipe.what[name],
+            "schedule": recipe.schedules[name],
+            "images": recipe.scenes[name],
             "minutes": seconds[name] / 60,
         }
         for name in NAMES
@@ -81,24 +77,32 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     template = Environment(
         keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     ).from_string((Path(__file__).parent / "model_card.md.j2").read_text(encoding="utf-8"))
+    world = recipe.world
+    per_scene = recipe.phases["joint"][-1].style.per_scene
     return template.render(
         **facts,
         stages=stages,
-        tasks=SMALL.tasks,
+        world=world,
+        sizes=recipe.sizes,
+        patch=world.image_size // PATCHES_PER_SIDE,
+        per_scene="Ten" if per_scene == 10 else per_scene,
+        tasks=world.tasks,
         curve=CURVE,
-        mean=mean_of_main_tasks(facts["accuracy"]),
+        mean=mean_of(facts["accuracy"], world.plain_tasks),
+        two_hop_mean=mean_of(facts["accuracy"], world.two_hop_tasks),
         minutes=sum(seconds.values()) / 60,
-        vocabulary=len(vocabulary()),
+        vocabulary=len(vocabulary(world)),
     )
 
 
-def _draw_curve(log: list[dict[str, Any]], file: Path) -> None:
+def _draw_curve(log: list[dict[str, Any]], file: Path, recipe: Recipe) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
     for axis, stage in zip(axes, ("tower", "symbols", "joint"), strict=True):
         lines = [line for line in log if line["stage"] == stage]
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
         # A task has the same color in both panels.
-        table = table[sorted(table.columns, key=lambda name: (*SMALL.tasks, name).index(name))]
+        order = recipe.world.tasks
+        table = table[sorted(table.columns, key=lambda name: (*order, name).index(name))]
         for name in table.columns:
             axis.plot(table.index, table[name], label=name, linewidth=1.4)
         axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))

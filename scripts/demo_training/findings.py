@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import capa_probe as cp
@@ -10,7 +12,7 @@ from capa_probe.samples import Sample
 
 
 def findings(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: list[Sample]
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: Sequence[Sample]
 ) -> list[str]:
     """Profile the model and say what the two analyses find."""
     prof = cp.profile(cp.HookedLVLM(model, processor), samples, batch_size=8, progress=False)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,13 @@ CHECKPOINT_EVERY = 100
 LOG_EVERY = 25
 
 
-def run_stage(stage: Stage, folder: Path, report: Callable[[str], None], stop_at: int | None = None) -> None:
+def run_stage(
+    stage: Stage,
+    folder: Path,
+    report: Callable[[str], None],
+    stop_at: int | None = None,
+    workers: int = 0,
+) -> None:
     """Train a stage to its end, from its last checkpoint if there is one.
 
     Args:
@@ -80,6 +88,7 @@ def run_stage(stage: Stage, folder: Path, report: Callable[[str], None], stop_at
         folder: holds checkpoints and ``log.jsonl``.
         report: is told a line now and then.
         stop_at: stop after so many steps, as if interrupted; for tests.
+        workers: processes that draw batches ahead; 0 draws the next one in a thread. The batches are the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {
@@ -94,13 +103,14 @@ def run_stage(stage: Stage, folder: Path, report: Callable[[str], None], stop_at
 
     started, answers, losses = time.monotonic() - spent, {}, []
     last = stage.schedule.steps if stop_at is None else min(stop_at, stage.schedule.steps)
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(stage.batch, first) if first < last else None
+    with _pool(workers) as ahead:
+        coming = deque(
+            ahead.submit(stage.batch, step) for step in range(first, min(last, first + workers + 1))
+        )
         for step in range(first, last):
-            assert coming is not None
-            data = coming.result()
-            if step + 1 < last:
-                coming = ahead.submit(stage.batch, step + 1)
+            data = coming.popleft().result()
+            if step + workers + 1 < last:
+                coming.append(ahead.submit(stage.batch, step + workers + 1))
             for optimizer, rates in zip(optimizers, peaks, strict=True):
                 for group, peak in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = peak * stage.schedule.rate(step)
@@ -128,6 +138,11 @@ def run_stage(stage: Stage, folder: Path, report: Callable[[str], None], stop_at
                 answers, losses = {}, []
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == last:
                 state.save(step + 1, time.monotonic() - started, asdict(stage.schedule))
+
+
+def _pool(workers: int) -> Executor:
+    # Spawned: a process that has used a GPU or threads must not be forked.
+    return ProcessPoolExecutor(workers, get_context("spawn")) if workers else ThreadPoolExecutor(1)
 
 
 def _optimizers(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
