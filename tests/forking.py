@@ -21,6 +21,7 @@ def in_child(
     """
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # test processes side by side ignore it
         try:
             work()
         except OSError:
