@@ -371,7 +371,7 @@ class TestWhatIsMissing:
         ("options", "match"),
         [
             ({"keeps": (1.0, 0.5)}, "all below 1"),
-            ({"keeps": ()}, "at least one share"),
+            ({"keeps": ()}, "keeps=.*give at least one"),
             ({"keeps": (1.5,)}, "keep=1.5"),
             ({"layers": (0,)}, "some from 1 to 3"),
             ({"layers": (2, 4)}, "some from 1 to 3"),
