@@ -102,9 +102,11 @@ class Wanted:
             given = f"--layers {','.join(map(str, pruner.layers))} was given for"
             if "layers" not in self.settings:
                 given = f"The method {self.method} drops tokens before layer {wrong[0]}, which does not fit"
-            raise CapaProbeError(
-                f"{given} a model of {lvlm.n_layers} layers; {self.method} takes --layers from {first} to {last}."
-            )
+            takes = f"takes --layers from {first} to {last}" if first < last else f"takes --layers {first}"
+            if first > last:
+                takes = "needs a layer before the one that it prunes, so give a deeper model"
+            depth = "1 layer" if lvlm.n_layers == 1 else f"{lvlm.n_layers} layers"
+            raise CapaProbeError(f"{given} a model of {depth}; {self.method} {takes}.")
         return pruner
 
     def _ffn(self, lvlm: HookedLVLM) -> VisualFFN | None:
@@ -174,13 +176,16 @@ def answer_and_show(
         write_json(json_file, {**content, "pruner": {**settings, "layers_from": why}, **found.as_json()})
 
 
-def _tau(tau: float | str, d_model: int) -> float | str:
-    if tau == "auto":
+def _tau(asked: float | str, d_model: int) -> float | str:
+    tau = asked
+    if asked == "auto":
         tau = TAU if math.sqrt(d_model) > TAU else "relative"
     try:
         resolve_tau(tau, d_model)
     except CapaProbeError as error:
         words = re.sub(r'\btau="?([\w.]+)"?', r"--tau \1", str(error))
+        if asked == "auto":
+            words = words.replace("--tau relative was given", "--tau auto is relative")
         raise CapaProbeError(words.replace("an absolute tau", "--tau NUMBER")) from None
     return tau
 

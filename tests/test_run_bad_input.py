@@ -49,7 +49,8 @@ CASES = {
     "--score entropy": "Invalid value for '--score'",
     "--tau 3": "--tau was given without --protect-anchors or --only-dumps, which alone use it; give one of them",
     "--tau 0 --only-dumps": "--tau 0 was given; give a positive number, relative or auto.",
-    "--protect-anchors": "--tau relative was given for a model of width 32, but below width",
+    "--protect-anchors": "--tau auto is relative for a model of width 32, but below width",
+    "--protect-anchors --tau relative": "--tau relative was given for a model of width 32, but below width",
     "--only-dumps --tau 20": "--tau 20 can never be reached by a model of width 32",
     "--rescore every_step --only-dumps": TOO_MUCH_AT_ONCE,
     "--rescore every_step --ffn skip --ffn-layers 2": TOO_MUCH_AT_ONCE,
@@ -168,6 +169,24 @@ def test_a_stage_that_a_shallow_model_does_not_have(tmp_path: Path) -> None:
     model = processors.save("llava", tmp_path / "shallow", num_hidden_layers=2)
     line = refused(invoke("run", model, "--prompt", "what is it", "--paper-stage", "late"))
     assert "The late stage was asked for, which a model of 2 layers does not have; give layers." in line
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (1, "--layers 1", "--layers 1 was given for a model of 1 layer; capa needs a layer before the one"),
+        (
+            2,
+            "--method fastv",
+            "fastv drops tokens before layer 2, which does not fit a model of 2 layers; fastv takes ",
+        ),
+    ],
+)
+def test_layers_of_a_shallow_model(tmp_path: Path, depth: int, options: str, message: str) -> None:
+    model = processors.save("llava", tmp_path / "shallow", num_hidden_layers=depth)
+    line = refused(invoke("run", model, "--prompt", "what is it", *options.split()))
+    assert message in line
+    assert "=" not in line
 
 
 class TestInPython:
