@@ -52,6 +52,7 @@ LAYERS = (
     "demo",
     "console",
     "jobs",
+    "run_output",
     "one_run",
     "cli",
 )

@@ -218,9 +218,28 @@ class TestCommand:
         assert ["visual", "tokens,", "layers", "0-2", "144", "144", "0.0%"] in lines
         assert ["visual", "tokens,", "layers", "3-7", "144", "36", "75.0%"] in lines
         assert f"KV cache, entries {8 * 151:,} {3 * 151 + 5 * 43} {1 - 668 / 1208:.1%}".split() in lines
-        assert "Time: median of 1 repeats of a prefill and 3 decode steps" in done.stdout
+        assert "Time: median of 1 repeat of a prefill and 3 decode steps" in done.stdout
         content = json.loads(file.read_text())
-        assert content["pruner"]["layers"] == [3]
+        assert "Both answers are the same.\n" in done.stdout
+        assert content["pruner"] == {
+            "method": "capa",
+            "layers": [3],
+            "keep": 0.25,
+            "execution": "compact",
+            "score_at": "previous",
+            "budget": "sample",
+            "positions": "original",
+            "allow_none": False,
+            "ffn": None,
+            "score": "contribution",
+            "rescore": "prefill",
+            "protect_anchors": False,
+            "only_dumps": False,
+            "tau": 20.0,
+            "sink_dims": None,
+            "seed": 0,
+            "layers_from": "as given",
+        }
         assert content["pruned"]["visual_tokens"] == [144] * 3 + [36] * 5
         assert content["pruned"]["answer"] == "5"
         assert done.stderr.strip() == ""
@@ -274,27 +293,79 @@ class TestCommand:
     def test_with_factors(self, tmp_path: Path) -> None:
         lvlm = cp.HookedLVLM.from_pretrained(demo_model_path())
         samples = cp.load_samples(demo_data_path("test"), limit=2)
-        file = tmp_path / "alpha.safetensors"
+        file, written = tmp_path / "alpha.safetensors", tmp_path / "run.json"
         cp.calibrate_hadamard(lvlm, samples, [5, 6, 7], progress=False).save(file)
         done = invoke(
-            *self.ASKED, "--image", self.IMAGE, "--ffn", file, "--ffn-layers", "6-7", "--layers", "none"
+            *self.ASKED,
+            "--image",
+            self.IMAGE,
+            "--ffn",
+            file,
+            "--ffn-layers",
+            "6-7",
+            "--layers",
+            "none",
+            "--json",
+            written,
         )
         assert done.exit_code == 0, done.output
-        assert "before layer none (as given)" in done.stdout
+        assert (
+            f"capa: no tokens are dropped (as given); FFN of visual tokens x * alpha of {file} in layers 6-7.\n"
+            in done.stdout
+        )
         assert ["visual", "tokens,", "layers", "0-7", "144", "144", "0.0%"] in table(done.stdout)
-        skip = invoke(*self.ASKED, "--image", self.IMAGE, "--ffn", "skip", "--ffn-layers", "6-7")
+        of = json.loads(written.read_text())["pruner"]["ffn"]
+        fitted = HadamardFFN.load(file)
+        assert (of["kind"], of["layers"], of["n_samples"]) == ("hadamard", [6, 7], 2)
+        assert of["weights_hash"] == fitted.manifest["weights_hash"]
+        skip = invoke(*self.ASKED, "--image", self.IMAGE, "--ffn", "skip", "--ffn-layers", "2,5-7")
         assert skip.exit_code == 0, skip.output
+        assert "compact; FFN of visual tokens skipped in layers 2, 5-7.\n" in skip.stdout
 
     def test_options_of_capa(self) -> None:
-        options = ("--score", "attention", "--tau", "relative", "--protect-anchors", "--execution", "masked")
-        done = invoke(*self.ASKED, "--image", self.IMAGE, *options)
+        options = ("--score", "random", "--seed", "4", "--protect-anchors", "--execution", "masked")
+        done = invoke(*self.ASKED, "--image", self.IMAGE, *options, "--keep", "0.5,0.25", "--layers", "2,5")
         assert done.exit_code == 0, done.output
+        assert (
+            "capa: keep 0.5 and 0.25, before layers 2, 5 (as given), masked; score random; seed 4; Structural Anchors "
+            "stay; tau 5 (relative).\n"
+        ) in done.stdout
         assert "Masked execution hides tokens and saves nothing." in done.stdout
         done = invoke(
             *self.ASKED, "--image", self.IMAGE, "--rescore", "every_step", "--prompt", "What is written?"
         )
         assert done.exit_code == 0, done.output
+        assert "compact; rescore every_step.\n" in done.stdout
         assert "Ranking at every step drops nothing" in done.stdout
+
+    def test_tau_by_itself_fits_the_width(self) -> None:
+        from capa_probe.one_run import Wanted
+
+        wanted = Wanted("capa", {"layers": (2,), "only_dumps": True, "tau": "auto"})
+        with torch.device("meta"):
+            wide = tiny.build("llava", hidden_size=512)
+        for model, tau in ((wide, 20.0), (tiny.build("llava", hidden_size=256), "relative")):
+            pruner, _ = wanted.pruner(cp.HookedLVLM(model))
+            assert isinstance(pruner, CAPA)
+            assert pruner.tau == tau
+
+    def test_it_says_that_answers_differ(self) -> None:
+        done = invoke(
+            *self.ASKED,
+            "--image",
+            self.IMAGE,
+            "--prompt",
+            "What is written?",
+            "--keep",
+            "0",
+            "--allow-none",
+        )
+        assert done.exit_code == 0, done.output
+        answers = dict(
+            line.split("  ", 1) for line in done.stdout.splitlines() if line[:8] in ("vanilla ", "pruned  ")
+        )
+        assert answers["vanilla"].strip() != answers["pruned"].strip()
+        assert "The answers differ.\n" in done.stdout
 
     def test_without_an_image_it_says_so(self, tmp_path: Path) -> None:
         done = invoke(*self.ASKED, "--json", tmp_path / "run.json")

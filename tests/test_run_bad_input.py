@@ -32,23 +32,26 @@ CASES = {
     "--keep 0.5,0.25": "keep=(0.5, 0.25) holds 2 values for the pruning layers (1,); give one for all",
     "--keep 0.25,0.5 --layers 1,2": "keep=(0.25, 0.5) was given, which rises from layer to layer",
     # where
-    "--layers 0": 'layers=(0,) was given for a model of 4 layers; with score_at="previous" give layers from 1 to 3.',
-    "--layers 2,4": "layers=(2, 4) was given for a model of 4 layers",
+    "--layers 0": "--layers 0 was given for a model of 4 layers; capa takes --layers from 1 to 3.",
+    "--method random --layers 4": "--layers 4 was given for a model of 4 layers; random takes --layers from 0 to 3.",
+    "--layers 2,4": "--layers 2,4 was given for a model of 4 layers",
     "--layers 3,2": "layers=(3, 2) was given; give different layers in rising order.",
     "--layers x": "--layers x was given; give layers or rising ranges with commas between, such as 2-5,7.",
     "--layers none": "--layers none was given without --ffn, which leaves nothing to do; give pruning",
     "--layers 2 --paper-stage late": "--layers and --paper-stage were given; give one of them.",
     # by what
     "--method snap": "The pruning method 'snap' is not known; give one of capa, fastv, random, vision-attention.",
-    "--method fastv --score random": "score was given, which the method fastv does not have; use it with capa, or",
-    "--method fastv --seed 1": "seed was given, which the method fastv does not have; use it with capa or random, or",
-    "--method random --only-dumps": "only_dumps was given, which the method random does not have",
-    "--method fastv --ffn skip --ffn-layers 2": "ffn was given, which the method fastv does not have; use it with capa",
+    "--method fastv --score random": "--score was given, which the method fastv does not have; use it with capa, or",
+    "--method fastv --seed 1": "--seed was given, which the method fastv does not have; use it with capa or random, or",
+    "--method random --only-dumps": "--only-dumps was given, which the method random does not have",
+    "--method fastv --ffn skip --ffn-layers 2": "--ffn was given, which the method fastv does not have",
+    "--method fastv --ffn skip": "--ffn was given, which the method fastv does not have; use it with capa, or",
     "--score entropy": "Invalid value for '--score'",
     "--tau 3": "--tau was given without --protect-anchors or --only-dumps, which alone use it; give one of them",
-    "--tau 0 --only-dumps": "--tau 0 was given; give a positive number or relative.",
-    "--tau auto --only-dumps": "--tau auto was given; give a positive number or relative.",
-    "--protect-anchors": "tau=20 can never be reached by a model of width 32",
+    "--tau 0 --only-dumps": "--tau 0 was given; give a positive number, relative or auto.",
+    "--protect-anchors": "--tau auto is relative for a model of width 32, but below width",
+    "--protect-anchors --tau relative": "--tau relative was given for a model of width 32, but below width",
+    "--only-dumps --tau 20": "--tau 20 can never be reached by a model of width 32",
     "--rescore every_step --only-dumps": TOO_MUCH_AT_ONCE,
     "--rescore every_step --ffn skip --ffn-layers 2": TOO_MUCH_AT_ONCE,
     # FFNs
@@ -65,9 +68,9 @@ CASES = {
     "--ffn skip --ffn-layers b": "--ffn-layers b was given; give layers or rising ranges",
     "--ffn-layers 2": "--ffn-layers was given without --ffn; give --ffn FILE or --ffn skip as well.",
     # the prompt
-    "--image NOIMAGE": "no.png of sample 'prompt' does not exist.",
-    "--image BADIMAGE": "bad.png of sample 'prompt' cannot be read as an image",
-    "--prompt ": "question='' was given for sample 'prompt'; give a string that is not empty.",
+    "--image NOIMAGE": "no.png does not exist.",
+    "--image BADIMAGE": "bad.png cannot be read as an image",
+    "--prompt ": "--prompt '' was given; give a question that is not empty.",
     "--prompt <image><image>what": "Prompt 0 holds 2 image placeholders (<image>) for 1 images",
     # the run
     "--max-new-tokens 0": "Invalid value for '--max-new-tokens'",
@@ -166,6 +169,24 @@ def test_a_stage_that_a_shallow_model_does_not_have(tmp_path: Path) -> None:
     model = processors.save("llava", tmp_path / "shallow", num_hidden_layers=2)
     line = refused(invoke("run", model, "--prompt", "what is it", "--paper-stage", "late"))
     assert "The late stage was asked for, which a model of 2 layers does not have; give layers." in line
+
+
+@pytest.mark.parametrize(
+    ("depth", "options", "message"),
+    [
+        (1, "--layers 1", "--layers 1 was given for a model of 1 layer; capa needs a layer before the one"),
+        (
+            2,
+            "--method fastv",
+            "fastv drops tokens before layer 2, which does not fit a model of 2 layers; fastv takes ",
+        ),
+    ],
+)
+def test_layers_of_a_shallow_model(tmp_path: Path, depth: int, options: str, message: str) -> None:
+    model = processors.save("llava", tmp_path / "shallow", num_hidden_layers=depth)
+    line = refused(invoke("run", model, "--prompt", "what is it", *options.split()))
+    assert message in line
+    assert "=" not in line
 
 
 class TestInPython:

@@ -58,17 +58,16 @@ Config = Annotated[
 ]
 
 
-def parse_tau(text: str, auto: bool = True) -> float | str:
-    """``--tau``: "relative", a positive number, or, unless ``auto`` is off, "auto"."""
-    if text == "relative" or (auto and text == "auto"):
+def parse_tau(text: str) -> float | str:
+    """``--tau``: "relative", "auto", or a positive number."""
+    if text in ("relative", "auto"):
         return text
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        choices = "a positive number, relative or auto" if auto else "a positive number or relative"
-        raise CapaProbeError(f"--tau {text} was given; give {choices}.")
+        raise CapaProbeError(f"--tau {text} was given; give a positive number, relative or auto.")
     return number
 
 

@@ -27,7 +27,8 @@ def run(
     keep: Annotated[
         str,
         typer.Option(
-            help="Share of the visual tokens in (0, 1], or their number above 1; or one for each layer, with commas."
+            help="Share of the visual tokens, up to 1, which keeps all; a whole number above 1 counts tokens. Or one "
+            "for each layer, with commas."
         ),
     ] = "0.25",
     layers: Annotated[
@@ -86,8 +87,9 @@ def run(
     tau: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER|relative",
-            help="Threshold on sink strength, for these two.  [default: 20]",
+            metavar="NUMBER|relative|auto",
+            help="Threshold on sink strength, for these two. auto: 20, or relative where the model is too narrow "
+            "for it.  [default: auto]",
             rich_help_panel=_CAPA,
         ),
     ] = None,
@@ -112,16 +114,19 @@ def run(
     settings |= {name: value for name, value in given.items() if value is not None}
     flags = {"protect_anchors": protect_anchors, "only_dumps": only_dumps, "allow_none": allow_none}
     settings |= {name: True for name, value in flags.items() if value}
-    if tau is not None:
-        settings["tau"] = _tau(tau, used=protect_anchors or only_dumps)
+    if protect_anchors or only_dumps:
+        settings["tau"] = parse_tau("auto" if tau is None else tau)
+    elif tau is not None:
+        raise CapaProbeError(
+            "--tau was given without --protect-anchors or --only-dumps, which alone use it; give one of them, or leave "
+            "--tau out."
+        )
     if layers is not None:
         settings["layers"] = () if layers.strip() == "none" else tuple(parse_layers(layers))
     if layers is not None and paper_stage is not None:
         raise CapaProbeError("--layers and --paper-stage were given; give one of them.")
     if ffn is None and ffn_layers is not None:
         raise CapaProbeError("--ffn-layers was given without --ffn; give --ffn FILE or --ffn skip as well.")
-    if ffn == "skip" and ffn_layers is None:
-        raise CapaProbeError("--ffn skip was given without --ffn-layers; say in which layers, such as 2-5.")
     from capa_probe.console import status
 
     with status("starting"):  # importing PyTorch and transformers takes seconds
@@ -145,12 +150,3 @@ def run(
         device=device,
         load={"dtype": dtype, "revision": revision},
     )
-
-
-def _tau(text: str, used: bool) -> float | str:
-    if not used:
-        raise CapaProbeError(
-            "--tau was given without --protect-anchors or --only-dumps, which alone use it; give one of them, or leave "
-            "--tau out."
-        )
-    return parse_tau(text, auto=False)
