@@ -12,6 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from capa_probe.benchmark.claims import FAILS, HOLDS, UNKNOWN, shortened
+from capa_probe.benchmark.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from capa_probe.findings import Findings
@@ -29,6 +33,8 @@ _HEADINGS = {
     "attention_share": "attention\nto sinks",
     "contribution_share": "contrib.\nof sinks",
 }
+#: Verdicts, in the order in which they are counted, and the colours that they are shown in.
+VERDICTS = {HOLDS: "green", FAILS: "red", UNKNOWN: ""}
 
 
 def show(
@@ -83,25 +89,37 @@ def summary_table(prof: LayerProfile, findings: Findings) -> Table:
     return table
 
 
-def claims_table(claims: pd.DataFrame) -> Table:
-    """The paper's claims with their verdicts, one row each, with what decides below."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
-    for heading in ("", "claim, and the numbers that decide", "where", "verdict"):
-        table.add_column(heading, overflow="fold")
-    styles = {"holds": "green", "does not hold": "red"}
-    before = None
-    for row in claims.to_dict("records"):
-        verdict = escape(row["verdict"])
-        style = styles.get(row["verdict"])
-        claim = escape(row["claim"]) + "\n" if row["claim"] != before else ""
-        table.add_row(
-            str(row["experiment"]) if row["claim"] != before else "",
-            f"{claim}[dim]{escape(row['numbers'])}[/dim]",
-            escape(row["where"]),
-            f"[{style}]{verdict}[/{style}]" if style else verdict,
-        )
-        before = row["claim"]
-    return table
+def claims_lines(claims: pd.DataFrame, width: int | None = None) -> Iterator[Text]:
+    """The paper's claims with their verdicts: how many hold, then each claim with a line for every place.
+
+    Args:
+        claims: as :func:`capa_probe.benchmark.claims.judge` returns them.
+        width: characters in a line; a place whose line is longer has its numbers on a line of their own. None: no
+            limit, as in a file.
+    """
+    counts = claims["verdict"].value_counts()
+    yield Text(", ".join(f"{verdict} {counts.get(verdict, 0)}" for verdict in VERDICTS), style="bold")
+    titles = {experiment.number: experiment.title for experiment in EXPERIMENTS}
+    for number, own in claims.groupby("experiment", sort=False):
+        yield Text()
+        yield Text(f"Experiment {number}: {titles[int(str(number))]}", style="bold")
+        before = None
+        for claim, rows in own.groupby("claim", sort=False):
+            measure, _ = shortened(rows["numbers"].iloc[0])
+            yield Text(str(claim)).append(f" (difference in {measure})" if measure else "", style="dim")
+            pads = [max(map(len, rows[column])) for column in ("where", "verdict")]
+            for row in rows.to_dict("records"):
+                measure, numbers = shortened(row["numbers"])
+                if row["numbers"] == before and not measure:
+                    numbers = "see above"  # several claims that cannot be judged, for one reason
+                before = row["numbers"]
+                line = Text(f"  {row['where']:<{pads[0]}}  ").append(
+                    row["verdict"], style=VERDICTS[row["verdict"]]
+                )
+                column = 2 + pads[0] + 2 + pads[1] + 2
+                fits = width is None or column + len(numbers) <= width
+                gap = " " * (column - len(line)) if fits else "\n    "
+                yield line.append(f"{gap}{numbers}", style="dim")
 
 
 def depth_table(verdict: pd.DataFrame) -> Table:

@@ -38,6 +38,9 @@ from capa_probe.schema import (
     UNFINISHED_FILE,
 )
 
+#: Lies in the folder of a confirmation (``capa_probe.benchmark.store``), and in none of a profile.
+CONFIRMATION_FILE = "benchmark.json"
+
 
 class LayerProfile:
     """A profile: tokens, layers and manifest, on disk or in memory.
@@ -74,6 +77,11 @@ class LayerProfile:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise CapaProbeError(f"{path} {what}; give the folder that a profile was written to.")
+        if (folder / CONFIRMATION_FILE).is_file():
+            raise CapaProbeError(
+                f"{path} holds a confirmation, not a profile; its tables are in {folder / 'tables'} (the verdicts in "
+                "claims.parquet), and reports are made of the folder that a profile was written to."
+            )
         if not (folder / MANIFEST_FILE).is_file():
             why = (
                 "holds a profile that was not finished; run it again, and it goes on where it ended"
@@ -82,10 +90,13 @@ class LayerProfile:
             )
             raise CapaProbeError(f"{path} {why}.")
         manifest = read_manifest(folder)
+        n_parts = manifest.get("n_parts")
+        if n_parts is None:
+            raise _other_manifest(folder / MANIFEST_FILE)
         parts = sorted((folder / TOKENS_FOLDER).glob("part-*.parquet"))
-        if len(parts) != manifest["n_parts"]:
+        if len(parts) != n_parts:
             raise CapaProbeError(
-                f"{path} is damaged: {len(parts)} token parts lie in it, but its manifest says {manifest['n_parts']}; "
+                f"{path} is damaged: {len(parts)} token parts lie in it, but its manifest says {n_parts}; "
                 "copy the folder again or profile again."
             )
         _check_columns(folder / LAYERS_FILE, LAYER_SCHEMA)
@@ -213,11 +224,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         format_version = int(manifest["format_version"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise CapaProbeError(
-            f"{file} is not the manifest of a profile; give the folder that a profile was written to."
-        ) from None
+        raise _other_manifest(file) from None
     check_format(folder, format_version)
     return dict(manifest)
+
+
+def _other_manifest(file: Path) -> CapaProbeError:
+    return CapaProbeError(
+        f"{file} is not the manifest of a profile; give the folder that a profile was written to."
+    )
 
 
 def check_format(folder: Path, format_version: int) -> None:

@@ -19,20 +19,31 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import capa_probe as cp
-from capa_probe.benchmark.claims import FAILS, HOLDS, UNKNOWN, costs_nothing, harms_less, judge
+from capa_probe.benchmark.claims import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
+    _said,
+    costs_nothing,
+    harms_less,
+    judge,
+    shortened,
+)
 from capa_probe.benchmark.confirm import confirm
 from capa_probe.benchmark.experiments import EXPERIMENTS, choose
 from capa_probe.benchmark.sampling import apart, split, stratified, usable
 from capa_probe.benchmark.setup import Settings, images_keys
 from capa_probe.benchmark.store import read_tables
 from capa_probe.cli import app
+from capa_probe.console import claims_lines
 from capa_probe.errors import BadImageError, CapaProbeError, LeftOutWarning, OtherRunError
-from tests import processors, tiny
+from tests import processors, runs, tiny
 from tests.confirm_trials import samples
 
 ROOT = Path(__file__).parents[1]
 MODEL, DATA = str(ROOT / "data" / "demo-lvlm"), str(ROOT / "data" / "shapesqa" / "test")
 SETTINGS = Settings(batch_size=4, max_new_tokens=2, draws=1, keeps=(0.5,), layers=(1,), eta=-0.5)
+NUMBERS = "0.300 against 0.200, difference +0.100 [+0.050, +0.200]"
 
 
 def lvlm() -> cp.HookedLVLM:
@@ -99,6 +110,24 @@ class TestConfirm:
         assert manifest["n_samples"] + manifest["n_calibration"] == 8
         assert manifest["tables"]["budget_rows"] == len(both.tables["budget_rows"])
         assert len(manifest["weights_hash"]) == len(manifest["data_fingerprint"]) == 64
+
+    def test_a_confirmation_is_no_profile_and_the_reverse(self, tmp_path: Path) -> None:
+        run, prof = tmp_path / "run", runs.write(tmp_path / "profile")
+        confirm(lvlm(), samples(), run, experiments="1", settings=SETTINGS, progress=False)
+        with pytest.raises(CapaProbeError, match="holds a confirmation, not a profile; its tables are in "):
+            cp.LayerProfile.load(run)
+        shown = CliRunner().invoke(app, ["report", str(run)])
+        assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
+        assert str(run / "tables") in shown.stderr
+        assert not (run / "report.html").exists()
+        before = sorted(file.name for file in prof.iterdir())
+        with pytest.raises(CapaProbeError, match="holds no benchmark run; give a new or empty folder"):
+            confirm(
+                lvlm(), samples(), prof, experiments="1", settings=SETTINGS, overwrite=True, progress=False
+            )
+        shown = CliRunner().invoke(app, ["confirm", MODEL, DATA, "--out", str(prof)])
+        assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
+        assert sorted(file.name for file in prof.iterdir()) == before
 
     def test_the_page_of_the_docs_is_written_from_any_run(self, tmp_path: Path) -> None:
         tasks = [
@@ -249,6 +278,46 @@ class TestClaims:
             }
         )
         assert claims["verdict"].tolist() == [FAILS, UNKNOWN]
+
+
+class TestShown:
+    TABLE: ClassVar = pd.DataFrame(
+        [
+            (1, "Dumps may go", "all layers", UNKNOWN, "0 sinks."),
+            (1, "Anchors may not", "all layers", UNKNOWN, "0 sinks."),
+            (2, "A is better", "layer 1", HOLDS, f"Spearman's rho {NUMBERS}, p = 0.0010, n = 32"),
+            (2, "A is better", "layer 12", FAILS, f"Spearman's rho {NUMBERS}, p = 0.0020, n = 32"),
+            (4, "B is free", "all layers", HOLDS, f"accuracy {NUMBERS}, n = 32"),
+            (4, "C is free", "all layers", HOLDS, f"accuracy {NUMBERS}, n = 32"),
+        ],
+        columns=["experiment", "claim", "where", "verdict", "numbers"],
+    )
+
+    def test_a_line_for_each_place(self) -> None:
+        lines = [line.plain for line in claims_lines(self.TABLE)]
+        assert lines[0] == "holds 3, does not hold 1, cannot be judged 2"
+        at = lines.index("A is better (difference in Spearman's rho)")
+        assert lines[at - 2 : at - 1] == [""]
+        assert lines[at + 1 : at + 3] == [
+            "  layer 1   holds          +0.100 [+0.050, +0.200], p 0.0010, n 32",
+            "  layer 12  does not hold  +0.100 [+0.050, +0.200], p 0.0020, n 32",
+        ]
+        # One reason is said once, the same numbers of two claims are not left out.
+        assert sum("0 sinks." in line for line in lines) == 1
+        assert sum("n 32" in line for line in lines) == 4
+
+    def test_numbers_that_do_not_fit_have_their_own_line(self) -> None:
+        lines = "\n".join(line.plain for line in claims_lines(self.TABLE, 60)).splitlines()
+        at = lines.index("  layer 12  does not hold")
+        assert lines[at + 1] == "    +0.100 [+0.050, +0.200], p 0.0020, n 32"
+        assert "  all layers  holds  +0.100 [+0.050, +0.200], n 32" in lines
+        assert max(len(line) for line in lines if line.startswith("  ")) <= 60  # titles are wrapped
+
+    def test_every_comparison_of_the_claims_can_be_shortened(self) -> None:
+        row = {"mean_first": -0.1, "mean_second": 0.2, "difference": -0.3, "low": -0.4, "high": 0.0, "n": 12}
+        said = _said({**row, "p_holm": 0.5}, "Hellinger distance", 3)
+        assert shortened(said) == ("Hellinger distance", "-0.300 [-0.400, +0.000], p 0.5000, n 12")
+        assert shortened("0 sinks.") == ("", "0 sinks.")
 
 
 class TestCommand:

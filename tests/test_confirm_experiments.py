@@ -242,7 +242,7 @@ class TestDumpsAnchors:
         settings = Settings(batch_size=4, max_new_tokens=1)
         tables = dumps_anchors.run(Setup(lvlm, truth.samples[:2], settings=settings))
         assert tables["dumps_anchors_notes"]["note"].tolist() == [
-            "0 sinks at tau = 20 in any layer, no dump and no anchor: cannot be judged."
+            "0 sinks at tau = 20 in any layer, no dump and no anchor."
         ]
 
 

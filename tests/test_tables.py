@@ -202,7 +202,7 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
         LayerProfile.load(tmp_path / "begun")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": "soon"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": "soon"}', '{"format_version": 1}'])
 def test_load_refuses_another_programs_manifest(tmp_path: Path, text: str) -> None:
     write(tmp_path / "run")
     (tmp_path / "run" / "manifest.json").write_text(text)

@@ -19,6 +19,7 @@ Nothing is judged on fewer than 10 samples.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -97,6 +98,12 @@ def _said(row: Mapping[str, Any], what: str, digits: int = 4, p: bool = True) ->
     )
     of = f", p = {row['p_holm']:.4f}" if p else ""
     return f"{what} {first} against {second}, difference {ends[0]} [{ends[1]}, {ends[2]}]{of}, n = {row['n']}"
+
+
+def shortened(numbers: str) -> tuple[str, str]:
+    """What differs ("" where nothing is compared), and the numbers of a claim without the means: difference, p, n."""
+    compared = re.fullmatch(r"(.+?) \S+ against \S+, difference (.+)", numbers)
+    return (compared[1], compared[2].replace(" = ", " ")) if compared else ("", numbers)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:

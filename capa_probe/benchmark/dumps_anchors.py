@@ -52,9 +52,7 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
         for role in ROLES:
             own = counts[(counts["layer"] == layer) & (counts[role] > 0)]
             if own.empty:
-                remarks.append(
-                    f"0 sinks are {role}s for layer {layer} at tau = {tau:.3g}: cannot be judged there."
-                )
+                remarks.append(f"0 sinks are {role}s for layer {layer} at tau = {tau:.3g}.")
                 continue
             ids = set(own["sample"])
             cells += [
@@ -63,11 +61,9 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
                 for draw in range(1 if removed == "role" else settings.draws)
             ]
     if counts.empty:
-        remarks = [
-            f"A model of {setup.lvlm.n_layers} layers has none that prunes behind a sink: cannot be judged."
-        ]
+        remarks = [f"A model of {setup.lvlm.n_layers} layers has none that prunes behind a sink."]
     elif not counts[list(ROLES)].any(axis=None):
-        remarks = [f"0 sinks at tau = {tau:.3g} in any layer, no dump and no anchor: cannot be judged."]
+        remarks = [f"0 sinks at tau = {tau:.3g} in any layer, no dump and no anchor."]
     found = []
     for layer, role, removed, draw, ids in setup.bar(cells, "dumps against anchors"):
         pruner = RemoveRole(layers=(layer,), role=role, instead=removed, tau=tau, seed=settings.seed + draw)

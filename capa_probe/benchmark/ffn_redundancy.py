@@ -43,11 +43,11 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
         ``ffn_redundancy_rows``: per sample. ``ffn_redundancy_notes``.
     """
     if not setup.calibration:
-        return _tables(setup, _EMPTY, pd.DataFrame(), ["There are no calibration samples: cannot be judged."])
+        return _tables(setup, _EMPTY, pd.DataFrame(), ["There are no calibration samples."])
     layers = cosines(setup)
     chosen, remarks = groups(layers), list[str]()
     if ALL_REDUNDANT not in chosen:
-        remarks.append(f"No layer has an FFN cosine above {setup.settings.eta}: cannot be judged.")
+        remarks.append(f"No layer has an FFN cosine above {setup.settings.eta}.")
     elif OTHERS not in chosen:
         remarks.append("Every layer is redundant: there are no others to compare with.")
     fitted = hadamard(setup) if chosen else None

@@ -69,7 +69,13 @@ def confirm(
         ),
     ] = None,
     keep: Annotated[
-        str, typer.Option(metavar="SHARES", help="Budgets of experiment 3, with commas between.")
+        str,
+        typer.Option(
+            metavar="SHARES",
+            # The column of help breaks lines at spaces only.
+            help="Budgets of experiment 3, with commas between.  [default: 1, 0.75, 0.5, 0.25, 0.1, 0.05]",
+            show_default=False,
+        ),
     ] = "1,0.75,0.5,0.25,0.1,0.05",
     draws: Annotated[
         int, typer.Option(min=1, metavar="N", help="How often a random choice of tokens is repeated.")
@@ -224,12 +230,17 @@ def _run(
 def _show(found: Confirmation, out: Path) -> None:
     from rich.console import Console
 
-    from capa_probe.console import claims_table
+    from capa_probe.console import claims_lines
 
     console = Console(highlight=False)
-    console.print(claims_table(found.claims))
+    # A file is not read at the width of a terminal.
+    width = console.width if console.is_terminal else None
+    for line in claims_lines(found.claims, width):
+        console.print(line, soft_wrap=width is None)
+    said = " ".join(found.claims["numbers"])
     for name, table in found.tables.items():
         if name.endswith("_notes"):
             for note in table["note"]:
-                console.print(f"{name.removesuffix('_notes')}: {note}", markup=False)
+                if note not in said:
+                    console.print(f"{name.removesuffix('_notes')}: {note}", markup=False)
     console.print(f"\nTables in {out}/tables, manifest.json beside them", markup=False, soft_wrap=True)
