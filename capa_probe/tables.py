@@ -38,8 +38,8 @@ from capa_probe.schema import (
     UNFINISHED_FILE,
 )
 
-#: Lies in the folder of a confirmation (``capa_probe.benchmark.store``), and in none of a profile.
-CONFIRMATION_FILE = "benchmark.json"
+#: Lies in the folder of a benchmark run (``capa_probe.benchmark.store``), and in none of a profile.
+BENCHMARK_FILE = "benchmark.json"
 
 
 class LayerProfile:
@@ -77,10 +77,10 @@ class LayerProfile:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise CapaProbeError(f"{path} {what}; give the folder that a profile was written to.")
-        if (folder / CONFIRMATION_FILE).is_file():
+        if (folder / BENCHMARK_FILE).is_file():
             raise CapaProbeError(
-                f"{path} holds a confirmation, not a profile; its tables are in {folder / 'tables'} (the verdicts in "
-                "claims.parquet), and reports are made of the folder that a profile was written to."
+                f"{path} holds a run of confirm or depth, not a profile; its tables are in {folder / 'tables'}, and "
+                "reports are made of the folder that a profile was written to."
             )
         if not (folder / MANIFEST_FILE).is_file():
             why = (

@@ -25,10 +25,10 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.files import replace, write_json
 from capa_probe.run_folder import check_folder, locked, refuse_other
 from capa_probe.schema import FORMAT_VERSION, MANIFEST_FILE
-from capa_probe.tables import CONFIRMATION_FILE, check_format
+from capa_probe.tables import BENCHMARK_FILE, check_format
 
 #: What a run was begun with.
-FACTS_FILE = CONFIRMATION_FILE
+FACTS_FILE = BENCHMARK_FILE
 PARTS_FOLDER, TABLES_FOLDER = "parts", "tables"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]{0,199}")
 
