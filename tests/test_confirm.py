@@ -114,7 +114,9 @@ class TestConfirm:
     def test_a_confirmation_is_no_profile_and_the_reverse(self, tmp_path: Path) -> None:
         run, prof = tmp_path / "run", runs.write(tmp_path / "profile")
         confirm(lvlm(), samples(), run, experiments="1", settings=SETTINGS, progress=False)
-        with pytest.raises(CapaProbeError, match="holds a run of confirm or depth, not a profile; its tables are in "):
+        with pytest.raises(
+            CapaProbeError, match="holds a run of confirm or depth, not a profile; its tables are in "
+        ):
             cp.LayerProfile.load(run)
         shown = CliRunner().invoke(app, ["report", str(run)])
         assert (shown.exit_code, shown.stderr.count("\n")) == (2, 1)
