@@ -12,8 +12,9 @@ import torch
 from capa_probe.console import quiet_transformers, show, status
 from capa_probe.errors import CapaProbeError, LeftOutWarning, OtherRunError
 from capa_probe.examples import EXAMPLES, remove_examples, write_examples
-from capa_probe.findings import FIGURES, FILES, Findings, can_analyse, choose_tau, find, remove, write
+from capa_probe.findings import FIGURES, FILES, Findings, can_analyse, find, remove, write
 from capa_probe.lvlm import HookedLVLM
+from capa_probe.measures import choose_tau
 from capa_probe.probes import choose_probes
 from capa_probe.profiling import profile
 from capa_probe.report import REPORT_FILE, write_report

@@ -231,6 +231,18 @@ def kl_divergence(
     return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0).float()
 
 
+def choose_tau(tau: float | str, d_model: int) -> float | str:
+    """``tau`` itself, or for "auto" the paper's 20 where the width leaves room for it, and "relative" where not.
+
+    Raises:
+        CapaProbeError: the threshold cannot be used at this width.
+    """
+    if tau == "auto":
+        tau = TAU if math.sqrt(d_model) > TAU else "relative"
+    resolve_tau(tau, d_model)
+    return tau
+
+
 def resolve_tau(tau: float | str, d_model: int) -> float:
     """The threshold on sink strength for a residual stream of width ``d_model``.
 

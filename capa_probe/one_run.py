@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from capa_probe.errors import BadImageError, CapaProbeError
 from capa_probe.files import write_json
 from capa_probe.jobs import device_map
 from capa_probe.lvlm import HookedLVLM
-from capa_probe.measures import TAU, resolve_tau
+from capa_probe.measures import choose_tau
 from capa_probe.pruning.base import Pruner
 from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
 from capa_probe.pruning.methods import build, method
@@ -177,17 +176,13 @@ def answer_and_show(
 
 
 def _tau(asked: float | str, d_model: int) -> float | str:
-    tau = asked
-    if asked == "auto":
-        tau = TAU if math.sqrt(d_model) > TAU else "relative"
     try:
-        resolve_tau(tau, d_model)
+        return choose_tau(asked, d_model)
     except CapaProbeError as error:
         words = re.sub(r'\btau="?([\w.]+)"?', r"--tau \1", str(error))
         if asked == "auto":
             words = words.replace("--tau relative was given", "--tau auto is relative")
         raise CapaProbeError(words.replace("an absolute tau", "--tau NUMBER")) from None
-    return tau
 
 
 def _option(name: re.Match[str]) -> str:

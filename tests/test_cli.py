@@ -15,7 +15,7 @@ import pytest
 from transformers.utils import logging
 from typer.testing import CliRunner, Result
 
-from capa_probe import __version__, findings, jobs
+from capa_probe import __version__, findings, jobs, measures
 from capa_probe.analysis import classify_sinks, redundant_layers, sink_summary
 from capa_probe.cli import app
 from capa_probe.console import quiet_transformers
@@ -374,11 +374,11 @@ class TestDemo:
 
 class TestFindings:
     def test_auto_tau(self) -> None:
-        assert findings.choose_tau("auto", 4096) == 20
-        assert findings.choose_tau("auto", 400) == "relative"
-        assert findings.choose_tau(7.0, 400) == 7
+        assert measures.choose_tau("auto", 4096) == 20
+        assert measures.choose_tau("auto", 400) == "relative"
+        assert measures.choose_tau(7.0, 400) == 7
         with pytest.raises(CapaProbeError, match="width 128"):
-            findings.choose_tau("auto", 128)
+            measures.choose_tau("auto", 128)
 
     def test_redundant_layers_in_words(self) -> None:
         world = World(cosines={layer: (0.99 if layer in (1, 2, 4) else 0.5, 0.9) for layer in range(5)})

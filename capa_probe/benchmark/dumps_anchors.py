@@ -9,8 +9,6 @@ a sink can be (2), and the layer with the most sinks.
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 import torch
 
@@ -20,7 +18,7 @@ from capa_probe.benchmark.removing import ANCHOR, DUMP, Instead, RemoveRole, Rol
 from capa_probe.benchmark.setup import Setup, chunks
 from capa_probe.benchmark.summary import compare, notes, over_draws, summarise
 from capa_probe.errors import CapaProbeError
-from capa_probe.measures import TAU, resolve_tau
+from capa_probe.measures import choose_tau, resolve_tau
 from capa_probe.pruning.roles import FIRST_SINK_LAYER
 
 NAME = "dumps_anchors"
@@ -41,7 +39,7 @@ def run(setup: Setup) -> dict[str, pd.DataFrame]:
     """
     settings = setup.settings
     try:
-        tau = _threshold(settings.tau, setup.lvlm.d_model)
+        tau = resolve_tau(choose_tau(settings.tau, setup.lvlm.d_model), setup.lvlm.d_model)
     except CapaProbeError as error:
         return _tables(setup, [], pd.DataFrame(columns=["layer", "sample", *ROLES]), [str(error)])
     counts = _counts(setup, tau)
@@ -94,12 +92,6 @@ def _tables(
         f"{NAME}_rows": table,
         f"{NAME}_notes": notes(*remarks),
     }
-
-
-def _threshold(tau: float | str, d_model: int) -> float:
-    if tau == "auto":
-        tau = TAU if math.sqrt(d_model) > TAU else "relative"
-    return resolve_tau(tau, d_model)
 
 
 def _counts(setup: Setup, tau: float) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from capa_probe.findings.files import (
     remove,
     write,
 )
-from capa_probe.findings.finding import CONFIDENCE, Findings, can_analyse, choose_tau, find
+from capa_probe.findings.finding import CONFIDENCE, Findings, can_analyse, find
 
 __all__ = [
     "CONFIDENCE",
@@ -20,7 +20,6 @@ __all__ = [
     "FILES",
     "Findings",
     "can_analyse",
-    "choose_tau",
     "draw",
     "find",
     "read_settings",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from capa_probe.analysis import (
 from capa_probe.analysis.splits import check_split
 from capa_probe.errors import CapaProbeError
 from capa_probe.findings import remarks as say
-from capa_probe.measures import RELATIVE_TAU, TAU, resolve_tau
+from capa_probe.measures import RELATIVE_TAU, TAU, choose_tau, resolve_tau
 from capa_probe.tables import LayerProfile
 
 T = TypeVar("T")
@@ -109,18 +108,6 @@ def can_analyse(probes: Iterable[str]) -> bool:
     return "ffn_cosine" in names or names >= set(_NEEDED_FOR_SINKS)
 
 
-def choose_tau(tau: float | str, d_model: int) -> float | str:
-    """``tau`` itself, or for "auto" the paper's 20 where the width leaves room for it, and "relative" where not.
-
-    Raises:
-        CapaProbeError: the threshold cannot be used at this width.
-    """
-    if tau == "auto":
-        tau = TAU if math.sqrt(d_model) > TAU else "relative"
-    resolve_tau(tau, d_model)
-    return tau
-
-
 def find(
     prof: LayerProfile,
     tau: float | str = "auto",
@@ -135,7 +122,7 @@ def find(
 
     Args:
         prof: a profile.
-        tau: threshold on sink strength: a number, "relative", or "auto" (see :func:`choose_tau`).
+        tau: threshold on sink strength: a number, "relative", or "auto" (see :func:`capa_probe.measures.choose_tau`).
         eta: threshold on the FFN cosine.
         split: what makes an anchor (see ``classify_sinks``).
         quantile: of the split "quantile".
