@@ -7,7 +7,7 @@ off earlier turns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class TurnStyle:
         per_scene: turns for each scene.
         described: whether the first of them describes the whole scene.
         easy: share of the existence questions that name a shape only.
+        bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
+            be looked up.
     """
 
     weights: dict[str, float]
@@ -43,6 +45,7 @@ class TurnStyle:
     per_scene: int = 10
     described: bool = True
     easy: float = 0.3
+    bare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> 
     while len(questions) < style.per_scene:
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
+            if style.bare and rng.random() < style.bare:
+                question = replace(question, text=question.text.removesuffix(scene.world.suffix).rstrip())
             questions.append(question)
     return questions
 
