@@ -37,19 +37,25 @@ class Phase:
     Attributes:
         until: share of the stage's steps at which it ends.
         style: what turns are made of.
-        objects: in place of the world's own: cells per side -> fewest and most objects.
+        objects, texts: in place of the world's own: cells per side -> fewest and most objects; fewest and most texts.
         whole: in the symbols stage, share of the objects all of whose tokens tell both shape and color, where the world
             keeps them apart: a stepping stone, since finding one and then the other is learned late.
+        tokens: in the symbols stage, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by
+            its name sooner.
+        most: in the symbols stage, most tokens of one object.
     """
 
     until: float
     style: TurnStyle
     objects: Mapping[int, tuple[int, int]] | None = None
+    texts: tuple[int, int] | None = None
     whole: float = 0.0
+    tokens: int | None = None
+    most: int = 3
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
-        return world if self.objects is None else replace(world, objects=self.objects)
+        return replace(world, objects=self.objects or world.objects, texts=self.texts or world.texts)
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,8 @@ SMALL_RECIPE = Recipe(
 #: existence, color, shape_at, color_at, count_kind, read_at; relation, relation_shape, comparison, same_color,
 #: count_where, read_next, chain.
 _RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
+_RICH_LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
+_RICH_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
 _RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
 _RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
@@ -142,9 +150,38 @@ RICH_RECIPE = Recipe(
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
             Phase(0.175, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(0.35, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(0.5, TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6), {6: (4, 9)}),
-            Phase(0.65, TurnStyle(_RICH_MIDDLE, template=0.5, easy=0.1, bare=0.3), {6: (6, 12)}),
+            Phase(0.225, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
+            Phase(0.3, TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
+            Phase(
+                0.325,
+                TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9, easy=0.6),
+                {6: (3, 6)},
+                (1, 1),
+                tokens=12,
+                most=1,
+            ),
+            Phase(
+                0.45,
+                TurnStyle(_RICH_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+            ),
+            Phase(
+                0.55,
+                TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+            ),
+            Phase(
+                0.65,
+                TurnStyle(_RICH_MIDDLE, template=0.5, easy=0.1, bare=0.3),
+                {6: (6, 12)},
+                tokens=40,
+                most=2,
+            ),
             Phase(1.0, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
         ),
         "joint": (

@@ -73,7 +73,9 @@ def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
     return rows
 
 
-def sketch_symbols(scene: Scene, n: int, whole: float, rng: np.random.Generator) -> tuple[Sketch, list[int]]:
+def sketch_symbols(
+    scene: Scene, n: int, whole: float, rng: np.random.Generator, most: int = 3
+) -> tuple[Sketch, list[int]]:
     """A scene as some of its patches, without drawing it: those that show something, and empty ones up to ``n``.
 
     Args:
@@ -81,6 +83,7 @@ def sketch_symbols(scene: Scene, n: int, whole: float, rng: np.random.Generator)
         n: tokens.
         whole: share of the objects all of whose tokens tell both shape and color, where these lie apart.
         rng: draws the patches.
+        most: an object has one to so many tokens, unless shape and color lie apart.
 
     Returns:
         A row for each token, and its patch, in the order of the patches.
@@ -94,7 +97,7 @@ def sketch_symbols(scene: Scene, n: int, whole: float, rng: np.random.Generator)
             for patch, field in zip(rng.permutation(patches)[:2], ("color", "shape"), strict=True):
                 chosen[int(patch)] = (cell, ("shape", "color") if both else (field,), "")
         else:
-            for patch in rng.permutation(patches)[: rng.integers(1, 4)]:
+            for patch in rng.permutation(patches)[: rng.integers(1, most + 1)]:
                 chosen[int(patch)] = (cell, ("shape", "color"), "")
     for cell, text in scene.texts.items():
         left = _patches_of(cell, scene.board)[side * int(rng.integers(side))]

@@ -112,7 +112,8 @@ def _draw_symbols(
 ) -> tuple[Tensor, Tensor, PackedTurns]:
     turns = batch.turns(scenes, phase, rng)
     if batch.recipe.own_patch:
-        drawn = [sketch_symbols(scene, batch.recipe.symbol_tokens, phase.whole, rng) for scene in scenes]
+        n = phase.tokens or batch.recipe.symbol_tokens
+        drawn = [sketch_symbols(scene, n, phase.whole, rng, phase.most) for scene in scenes]
         patches = torch.tensor([chosen for _, chosen in drawn])
         return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
     # A cell stands at the position of one of its patches, so that the decoder meets the positions of an image.

@@ -33,7 +33,7 @@ class TurnStyle:
             which is often what must be looked up and so is learned faster.
         mark: share of the closed questions that keep their closing mark.
         per_scene: turns for each scene.
-        described: whether the first of them describes the whole scene.
+        described: whether the first of them describes the whole scene; ``texts``: with what is printed on it.
         easy: share of the existence questions that name a shape only.
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
@@ -46,6 +46,7 @@ class TurnStyle:
     described: bool = True
     easy: float = 0.3
     bare: float = 0.0
+    texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class PackedTurns:
 
 
 def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> list[Question]:
-    questions = [describe(scene)] if style.described else []
+    questions = [describe(scene, style.texts)] if style.described else []
     tasks = scene.world.tasks
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
