@@ -21,7 +21,7 @@ from capa_probe.demo.two_hop import (
     relation_shape,
     same_color,
 )
-from capa_probe.demo.worlds import COLORS, SHAPES, SMALL, World
+from capa_probe.demo.worlds import COLORS, RICH, SHAPES, World
 
 #: Share of the "no" questions whose color and shape are both on the board, only not together.
 _RECOMBINED = 0.7
@@ -173,7 +173,7 @@ _ANSWERERS: Mapping[str, Callable[[Scene, np.random.Generator], Answered | None]
 }
 
 
-def words(world: World = SMALL) -> list[str]:
+def words(world: World = RICH) -> list[str]:
     """Every word that a question, or an answer other than printed text, may hold; sorted."""
     phrases = [DESCRIBE, world.suffix, *(phrase for group in world.phrasings.values() for phrase in group)]
     known = {*SHAPES, *COLORS, "an", "yes", "no", *(str(n) for n in range(10))}

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
-from demo_training.recipe import NAMES, SMALL_RECIPE, Recipe
+from demo_training.recipe import NAMES, RECIPE, Recipe
 from demo_training.vocabulary import BOS, EOS, PAD, PATCHES_PER_SIDE, vocabulary
 
 CURVE = "training_curve.png"
@@ -25,7 +25,7 @@ def export(
     folder: Path,
     log: list[dict[str, Any]],
     facts: dict[str, Any],
-    recipe: Recipe = SMALL_RECIPE,
+    recipe: Recipe = RECIPE,
 ) -> None:
     """Write everything beside the old folder, then put it in its place.
 
@@ -54,7 +54,7 @@ def export(
     temporary.replace(folder)
 
 
-def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe = SMALL_RECIPE) -> str:
+def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe = RECIPE) -> str:
     """The model card.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from capa_probe.demo.worlds import RICH, SMALL, World
+from capa_probe.demo.worlds import RICH, World
 from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
@@ -22,9 +22,9 @@ class Sizes:
     """
 
     d_vision: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 3
     d_model: int = 256
-    d_mlp: int = 512
+    d_mlp: int = 256
     layers: int = 8
     heads: int = 8
     kv_heads: int = 4
@@ -69,7 +69,6 @@ class Recipe:
         scenes: stage -> scenes per step.
         phases: for the stages that ask questions, their phases in order; the last ends at 1.
         symbol_tokens: visual tokens of a scene in the symbols stage.
-        own_patch: whether a patch is to tell only what it shows itself, or all that its cell holds.
         what: stage -> what is learned in it, for the model card.
     """
 
@@ -79,7 +78,6 @@ class Recipe:
     scenes: Mapping[str, int]
     phases: Mapping[str, tuple[Phase, ...]]
     symbol_tokens: int
-    own_patch: bool
     what: Mapping[str, str]
 
     def phase(self, stage: str, done: float) -> Phase:
@@ -91,53 +89,17 @@ def _weights(world: World, values: tuple[float, ...]) -> dict[str, float]:
     return dict(zip(world.tasks, values, strict=True))
 
 
-#: In the order of the world's tasks: first the simple ones, then above all relation.
-_SMALL_FIRST = _weights(SMALL, (0.30, 0.14, 0.10, 0.10, 0.14, 0.10, 0.12))
-_SMALL_LATER = _weights(SMALL, (0.24, 0.10, 0.06, 0.06, 0.12, 0.06, 0.36))
-_SMALL_JOINT = _weights(SMALL, (0.22, 0.10, 0.12, 0.10, 0.16, 0.12, 0.18))
-
-SMALL_RECIPE = Recipe(
-    world=SMALL,
-    sizes=Sizes(),
-    schedules={
-        "tower": Schedule(steps=900, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=1500, muon=0.004, adamw=1.5e-3),
-        "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
-        "joint": Schedule(steps=600, muon=0.003, adamw=1e-3),
-    },
-    scenes={"tower": 64, "symbols": 16, "projector": 64, "joint": 16},
-    phases={
-        "symbols": (
-            Phase(0.25, TurnStyle(_SMALL_FIRST, template=0.0)),
-            Phase(0.35, TurnStyle(_SMALL_FIRST, template=0.6)),
-            Phase(1.0, TurnStyle(_SMALL_LATER, template=0.6)),
-        ),
-        "joint": (
-            Phase(0.5, TurnStyle(_SMALL_JOINT, template=0.6)),
-            Phase(1.0, TurnStyle(_SMALL_JOINT, easy=0.1)),
-        ),
-    },
-    symbol_tokens=SMALL.largest_board**2,
-    own_patch=False,
-    what={
-        "tower": "every patch tells what its own cell holds",
-        "symbols": "the decoder answers about boards of nine tokens, each the sum of what its cell holds",
-        "projector": "patch features are mapped onto those tokens by regression",
-        "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
-    },
-)
-
 #: existence, color, shape_at, color_at, count_kind, read_at; relation, relation_shape, comparison, same_color,
 #: count_where, read_next, chain.
-_RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
-_RICH_LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
-_RICH_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
-_RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
-_RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
+_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
+_LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
+_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
+_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
+_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
-RICH_RECIPE = Recipe(
+RECIPE = Recipe(
     world=RICH,
-    sizes=Sizes(vision_layers=3, d_mlp=256),
+    sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
         "symbols": Schedule(steps=4000, muon=0.004, adamw=1.5e-3, tail=0.3),
@@ -149,12 +111,12 @@ RICH_RECIPE = Recipe(
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(0.175, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(0.225, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(0.3, TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
+            Phase(0.175, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
+            Phase(0.225, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
+            Phase(0.3, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
             Phase(
                 0.325,
-                TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9, easy=0.6),
+                TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
                 {6: (3, 6)},
                 (1, 1),
                 tokens=12,
@@ -162,7 +124,7 @@ RICH_RECIPE = Recipe(
             ),
             Phase(
                 0.45,
-                TurnStyle(_RICH_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
+                TurnStyle(_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
                 {6: (3, 6)},
                 (1, 2),
                 tokens=14,
@@ -170,27 +132,26 @@ RICH_RECIPE = Recipe(
             ),
             Phase(
                 0.55,
-                TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
+                TurnStyle(_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
             ),
             Phase(
                 0.65,
-                TurnStyle(_RICH_MIDDLE, template=0.5, easy=0.1, bare=0.3),
+                TurnStyle(_MIDDLE, template=0.5, easy=0.1, bare=0.3),
                 {6: (6, 12)},
                 tokens=40,
                 most=2,
             ),
-            Phase(1.0, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
         ),
         "joint": (
-            Phase(0.5, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
-            Phase(1.0, TurnStyle(_RICH_LATER, mark=0.9, described=False, easy=0.0)),
+            Phase(0.5, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(1.0, TurnStyle(_LATER, mark=0.9, described=False, easy=0.0)),
         ),
     },
     symbol_tokens=56,
-    own_patch=True,
     what={
         "tower": "every patch tells what it shows itself, and in which row and column of the board it lies",
         "symbols": "the decoder answers about boards of 56 tokens, each the sum of what a patch shows",
@@ -198,4 +159,3 @@ RICH_RECIPE = Recipe(
         "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
     },
 )
-RECIPES = {recipe.world.name: recipe for recipe in (SMALL_RECIPE, RICH_RECIPE)}

@@ -44,18 +44,6 @@ def patch_cell(patch: int, board: int) -> int:
     )
 
 
-def sketch_cells(scene: Scene) -> Sketch:
-    """Every patch tells all that its cell holds."""
-    rows = _empty(scene)
-    for patch, row in enumerate(rows):
-        cell = patch_cell(patch, scene.board)
-        if cell in scene.objects:
-            _tell_object(row, scene, cell, ("shape", "color"))
-        for place, character in enumerate(scene.texts.get(cell, "")):
-            row[_TEXT + place] = CHARACTERS.index(character)
-    return rows
-
-
 def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
     """Every patch tells what it shows itself: shape and color of the object, and which character."""
     rows = _empty(scene)

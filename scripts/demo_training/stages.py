@@ -23,9 +23,9 @@ from capa_probe.demo.scenes import Scene, random_scene
 from demo_training.architecture import Parts
 from demo_training.loop import Stage
 from demo_training.recipe import NAMES, Phase, Recipe
-from demo_training.sketches import NOTHING, Sketch, field_sizes, sketch_cells, sketch_patches, sketch_symbols
+from demo_training.sketches import NOTHING, Sketch, field_sizes, sketch_patches, sketch_symbols
 from demo_training.turns import PackedTurns, draw_questions, pack, right_by_task
-from demo_training.vocabulary import BOS, PATCHES_PER_SIDE, USER, build_processor, build_tokenizer
+from demo_training.vocabulary import BOS, USER, build_processor, build_tokenizer
 
 
 def build_stage(
@@ -89,8 +89,7 @@ class _Batch:
     def pixels_and_sketches(self, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
         drawn = [render_with_marks(scene) for scene in scenes]
         sketches: list[Sketch] = [
-            sketch_patches(scene, marks) if self.recipe.own_patch else sketch_cells(scene)
-            for scene, (_, marks) in zip(scenes, drawn, strict=True)
+            sketch_patches(scene, marks) for scene, (_, marks) in zip(scenes, drawn, strict=True)
         ]
         return self._to_pixels([image for image, _ in drawn]), torch.tensor(sketches)
 
@@ -111,21 +110,10 @@ def _draw_symbols(
     batch: _Batch, scenes: list[Scene], rng: np.random.Generator, phase: Phase
 ) -> tuple[Tensor, Tensor, PackedTurns]:
     turns = batch.turns(scenes, phase, rng)
-    if batch.recipe.own_patch:
-        n = phase.tokens or batch.recipe.symbol_tokens
-        drawn = [sketch_symbols(scene, n, phase.whole, rng, phase.most) for scene in scenes]
-        patches = torch.tensor([chosen for _, chosen in drawn])
-        return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
-    # A cell stands at the position of one of its patches, so that the decoder meets the positions of an image.
-    board = batch.recipe.world.largest_board
-    side = PATCHES_PER_SIDE // board
-    cells = np.arange(board**2)
-    first = cells // board * side * PATCHES_PER_SIDE + cells % board * side
-    row, col = rng.integers(side, size=(2, len(scenes), board**2))
-    patches = torch.from_numpy(first + row * PATCHES_PER_SIDE + col)
-    sketches = torch.tensor([sketch_cells(scene) for scene in scenes])
-    chosen = sketches.gather(1, patches[:, :, None].expand(-1, -1, sketches.shape[2]))
-    return chosen, 2 + patches, turns
+    n = phase.tokens or batch.recipe.symbol_tokens
+    drawn = [sketch_symbols(scene, n, phase.whole, rng, phase.most) for scene in scenes]
+    patches = torch.tensor([chosen for _, chosen in drawn])
+    return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
 
 
 def _draw_joint(
