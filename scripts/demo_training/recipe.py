@@ -94,7 +94,8 @@ def _weights(world: World, values: tuple[float, ...]) -> dict[str, float]:
 _FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
 _LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
 _HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
-_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
+_RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0.4, 0.4, 0.0))
+_MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2, 1.0, 0.6))
 _LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
 RECIPE = Recipe(
@@ -102,7 +103,7 @@ RECIPE = Recipe(
     sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=4000, muon=0.004, adamw=1.5e-3, tail=0.3),
+        "symbols": Schedule(steps=5000, muon=0.004, adamw=1.5e-3, tail=0.3),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
         "joint": Schedule(steps=1200, muon=0.002, adamw=7e-4),
     },
@@ -111,11 +112,11 @@ RECIPE = Recipe(
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(0.175, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(0.225, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(0.3, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
+            Phase(0.14, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
+            Phase(0.18, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
+            Phase(0.24, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
             Phase(
-                0.325,
+                0.26,
                 TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
                 {6: (3, 6)},
                 (1, 1),
@@ -123,7 +124,7 @@ RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.45,
+                0.34,
                 TurnStyle(_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
                 {6: (3, 6)},
                 (1, 2),
@@ -131,17 +132,25 @@ RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.55,
-                TurnStyle(_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
+                0.44,
+                TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+            ),
+            Phase(
+                0.6,
+                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
             ),
             Phase(
-                0.65,
-                TurnStyle(_MIDDLE, template=0.5, easy=0.1, bare=0.3),
+                0.72,
+                TurnStyle(_MIDDLE, template=0.6, easy=0.1, bare=0.3, described=False),
                 {6: (6, 12)},
-                tokens=40,
+                tokens=36,
                 most=2,
             ),
             Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
