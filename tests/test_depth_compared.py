@@ -37,7 +37,7 @@ def test_lines_show_the_tables(tables: dict[str, pd.DataFrame]) -> None:
     )
     rows = tables["depth_regions"].query("task == 'all' and layer == 2").set_index("tokens")["correct"]
     order = ["all", "others_removed", "region_removed", "region_kept", "others_kept"]
-    np.testing.assert_allclose(regions.lines[0].get_ydata(), rows.loc[order].astype(float))
+    np.testing.assert_allclose(regions.lines[0].get_ydata(), rows.loc[order])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         f"{name} (n = 210 questions about 154 images)" for name in ("one", "half")
     ]

@@ -123,11 +123,11 @@ def _regions(
     table = _of_all(table)
     rows = table[(table["layer"] == layer) | (table["tokens"] == "all")]
     rows = rows.drop_duplicates("tokens").set_index("tokens").loc[list(_STAYS)]
-    rows = rows[["correct", "correct_low", "correct_high"]].astype(float)
-    ends = np.abs(rows[["correct_low", "correct_high"]].to_numpy().T - rows["correct"].to_numpy())
+    middle = rows["correct"].to_numpy(dtype=float)
+    ends = np.abs(rows[["correct_low", "correct_high"]].to_numpy(dtype=float).T - middle)
     axes.errorbar(
         np.arange(len(_STAYS)) + shift,
-        rows["correct"],
+        middle,
         yerr=ends,
         fmt=look["marker"],
         color=look["color"],
