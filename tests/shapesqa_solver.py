@@ -38,12 +38,18 @@ class Thing:
     text: str | None = None
 
 
+def sides(scene: Scene) -> tuple[int, int]:
+    """Rows and columns of the board."""
+    return scene.board if isinstance(scene.board, tuple) else (scene.board, scene.board)
+
+
 def things(scene: Scene) -> list[Thing]:
     """All that is on the board."""
     found = []
-    for row in range(scene.board):
-        for col in range(scene.board):
-            cell = scene.board * row + col
+    rows, cols = sides(scene)
+    for row in range(rows):
+        for col in range(cols):
+            cell = cols * row + col
             if cell in scene.objects:
                 shape, color = scene.objects[cell]
                 found.append(Thing(row, col, shape, color))
@@ -95,16 +101,16 @@ def _counted(scene: Scene, everything: list[Thing], text: str) -> Iterator[Thing
     for thing in everything:
         if thing.shape is None or (shape and thing.shape != shape[1]) or (color and thing.color != color[1]):
             continue
-        last, middle = scene.board - 1, (scene.board - 1) / 2
+        rows, cols = sides(scene)
         inside = {
-            "top half": thing.row < middle,
-            "bottom half": thing.row > middle,
-            "left half": thing.col < middle,
-            "right half": thing.col > middle,
+            "top half": thing.row < rows / 2,
+            "bottom half": thing.row >= rows / 2,
+            "left half": thing.col < cols / 2,
+            "right half": thing.col >= cols / 2,
             "top row": thing.row == 0,
-            "bottom row": thing.row == last,
+            "bottom row": thing.row == rows - 1,
             "left column": thing.col == 0,
-            "right column": thing.col == last,
+            "right column": thing.col == cols - 1,
         }
         if all(holds for words, holds in inside.items() if words in text):
             yield thing

@@ -27,10 +27,21 @@ from capa_probe.demo.dataset import (
 from capa_probe.demo.drawing import blank_image, render, render_with_marks
 from capa_probe.demo.questions import ask, describe, words
 from capa_probe.demo.scenes import Scene, random_scene
-from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES, SMALL, TWO_HOP, WORLDS, World
+from capa_probe.demo.worlds import (
+    CHARACTERS,
+    COLORS,
+    RICH,
+    SHAPES,
+    SMALL,
+    TWO_HOP,
+    WIDE,
+    WORLDS,
+    World,
+    board_shape,
+)
 from capa_probe.errors import CapaProbeError
 from capa_probe.samples import load_samples
-from tests.shapesqa_solver import solve
+from tests.shapesqa_solver import sides, solve
 
 SEEDS = st.integers(0, 2**31 - 1)
 #: Every board, every option of drawing, every task.
@@ -43,7 +54,9 @@ MIXED = replace(
     grid=False,
 )
 APART = replace(RICH, name="apart", apart=True, radius=(4.3, 5.3), jitter=0.5, text_jitter=0.5)
-ALL_WORLDS = [SMALL, RICH, MIXED, APART]
+#: Rectangles on square images, so that cells are none.
+STRETCHED = replace(RICH, name="stretched", objects={(5, 3): (4, 10), (4, 7): (8, 16)}, label_size=8)
+ALL_WORLDS = [SMALL, RICH, MIXED, APART, WIDE, STRETCHED]
 
 
 @given(
@@ -59,7 +72,7 @@ def test_answers_are_those_found_by_looking_at_the_board(
         assert question.task == task
         answer, cells = solve(scene, question.text)
         assert question.answer == answer
-        assert {divmod(cell, scene.board) for cell in question.cells} == cells
+        assert {divmod(cell, sides(scene)[1]) for cell in question.cells} == cells
         assert len(set(question.cells)) == len(question.cells)
         for mark in "?.,":
             assert mark not in question.answer
@@ -95,7 +108,7 @@ def test_scenes(seed: int, world: World) -> None:
     assert fewest <= len(scene.objects) <= most
     assert world.texts[0] <= len(scene.texts) <= world.texts[1]
     assert not set(scene.texts) & set(scene.objects)
-    assert set(scene.texts) | set(scene.objects) <= set(range(scene.board**2))
+    assert set(scene.texts) | set(scene.objects) <= set(range(scene.rows * scene.cols))
     for text in scene.texts.values():
         assert len(text) == 2
         assert set(text) <= set(CHARACTERS)
@@ -107,16 +120,20 @@ def test_scenes(seed: int, world: World) -> None:
 def test_a_scene_always_gives_the_same_pixels_and_another_seed_others(world: World) -> None:
     scene = random_scene(np.random.default_rng(5), world)
     other = replace(scene, seed=scene.seed + 1)
-    assert render(scene).size == (world.image_size, world.image_size) == blank_image(world).size
+    assert render(scene).size == blank_image(world, scene.board).size == scene.image_shape[::-1]
+    if not world.cell_size:
+        assert scene.image_shape == (world.image_size, world.image_size)
     assert np.array_equal(render(scene), render(scene))
     assert not np.array_equal(render(scene), render(other))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("world", [SMALL, RICH, replace(RICH, objects={5: (5, 16)})])
+@pytest.mark.parametrize(
+    "world", [SMALL, RICH, replace(RICH, objects={5: (5, 16)}), replace(WIDE, objects={(3, 9): (5, 16)})]
+)
 def test_shapes_are_where_they_are_said_to_be_in_their_color(shape: str, world: World) -> None:
-    board = world.largest_board
-    cell = board**2 - 1
+    (board,) = world.objects
+    cell = int(np.prod(board_shape(board))) - 1
     scene = Scene({cell: (shape, "blue")}, {0: "AB"}, seed=3, board=board, world=world)
     assert_blue_lies_in(scene, cell)
 
@@ -156,11 +173,39 @@ def test_cells_tile_the_image() -> None:
     for world in ALL_WORLDS:
         for board in world.objects:
             scene = Scene({}, {}, 0, board, world)
-            covered = np.zeros((world.image_size, world.image_size), dtype=int)
-            for cell in range(board**2):
+            covered = np.zeros(world.image_shape(board), dtype=int)
+            for cell in range(scene.rows * scene.cols):
                 left, top, right, bottom = scene.cell_box(cell)
                 covered[top:bottom, left:right] += 1
             assert (covered == 1).all()
+
+
+@pytest.mark.parametrize("split", ["calibration", "test"])
+def test_the_wide_splits_have_every_board_and_fit_in_12_megabytes(split: str) -> None:
+    drawn = list(exercises(split, SHIPPED_IMAGES["wide"][split], WIDE))
+    assert {exercise.scene.board for exercise in drawn} == set(WIDE.objects)
+    tasks = Counter(question.task for exercise in drawn for question in exercise.questions)
+    assert tasks == dict.fromkeys(WIDE.tasks, {"calibration": 32, "test": 104}[split])
+    pixels = sum(np.prod(exercise.scene.image_shape) for exercise in drawn)
+    assert (
+        3 * pixels * {"calibration": 1 / 0.25, "test": 1 / 0.75}[split] < 16e6
+    )  # PNG takes about two thirds
+
+
+def test_labels_say_where_a_cell_lies() -> None:
+    """Two boards that differ in nothing but their labels: the difference lies in the upper left of cells."""
+    scene = random_scene(np.random.default_rng(0), replace(WIDE, objects={(6, 8): (10, 22)}))
+    bare = replace(scene, world=replace(scene.world, label_size=0))
+    assert not np.array_equal(render(scene), render(bare))
+    empty = Scene({}, {}, 0, (6, 8), WIDE)
+    difference = np.asarray(render(empty), dtype=int) - np.asarray(
+        render(replace(empty, world=replace(WIDE, label_size=0))), dtype=int
+    )
+    cells = np.abs(difference).max(axis=-1).reshape(6, 32, 8, 32).swapaxes(1, 2)
+    assert (cells[:, :, 11:] == 0).all()
+    assert (cells[:, :, :, 16:] == 0).all()
+    looks = {cells[row, col].tobytes() for row in range(6) for col in range(8)}
+    assert len(looks) == 48
 
 
 @pytest.mark.parametrize("world", [SMALL, RICH, APART], ids=lambda world: world.name)
@@ -256,15 +301,19 @@ def test_worlds() -> None:
         assert all(len(set(phrases)) >= 3 for phrases in world.phrasings.values())
         assert (*world.plain_tasks, *world.two_hop_tasks) == world.tasks
         assert set(world.two_hop_tasks) <= set(TWO_HOP)
-    assert WORLDS == {"small": SMALL, "rich": RICH}
+    assert WORLDS == {"small": SMALL, "rich": RICH, "wide": WIDE}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objects": {7: (1, 2)}}, r"objects=\{7: \(1, 2\)\} was given for world 'rich'; boards have 3 to 6"),
+        (
+            {"objects": {10: (1, 2)}},
+            r"objects=\{10: \(1, 2\)\} was given for world 'rich'; boards have 3 to 9",
+        ),
+        ({"objects": {(2, 9): (1, 2)}}, r"objects=\{\(2, 9\): \(1, 2\)\} was given"),
         ({"objects": {3: (2, 8)}}, "4 cells must be left for texts"),
-        ({"objects": {6: (2, 17)}}, "up to 16 objects"),
+        ({"objects": {6: (2, 25)}}, "up to 24 objects"),
         ({"objects": {}}, "world 'rich' has no board"),
         ({"long_places": False}, "only the cells of a 3 x 3 board have names of one word"),
         ({"tasks": ("color", "smell")}, "world 'rich' has no phrasing for smell"),

@@ -21,7 +21,11 @@ from capa_probe.samples import SAMPLES_FILE, Sample
 #: The first number of every seed, so that no two splits share a random stream.
 SPLITS = {"train": 0, "calibration": 1, "validation": 2, "test": 3}
 #: World -> images of the splits that are written by default: over 100 test and 30 calibration questions for each task.
-SHIPPED_IMAGES = {"small": {"calibration": 70, "test": 245}, "rich": {"calibration": 65, "test": 260}}
+SHIPPED_IMAGES = {
+    "small": {"calibration": 70, "test": 245},
+    "rich": {"calibration": 65, "test": 260},
+    "wide": {"calibration": 32, "test": 104},
+}
 _YES_OR_NO = ("existence", "comparison")
 
 

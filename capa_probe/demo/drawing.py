@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from capa_probe.demo.scenes import Scene
-from capa_probe.demo.worlds import COLORS, RICH, World
+from capa_probe.demo.worlds import COLORS, RICH, Board, World
 
-_NOISE = 7.6  # standard deviation of the sensor noise, of 255
 _INK = (52, 56, 66)  # of shapes whose color lies apart
+_LABEL_INK = (70, 70, 78)
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,17 @@ def render(scene: Scene) -> Image.Image:
 
 def render_with_marks(scene: Scene) -> tuple[Image.Image, list[Mark]]:
     """The image, and what was drawn where."""
-    world, size = scene.world, scene.world.image_size
+    world, (height, width) = scene.world, scene.image_shape
     rng = np.random.default_rng(scene.seed)
     background = tuple(int(v) for v in rng.uniform(205, 250, 3))
-    image = Image.new("RGB", (size, size), background)
+    image = Image.new("RGB", (width, height), background)
     draw = ImageDraw.Draw(image)
     if world.grid:
         _draw_grid(draw, scene, background)
     if world.clutter[1]:
-        _draw_clutter(draw, world, background, rng)
+        _draw_clutter(draw, scene, background, rng)
+    if world.label_size:
+        _draw_labels(draw, scene)
     marks = []
     for cell, (shape, color) in scene.objects.items():
         radius, turn = rng.uniform(*world.radius), rng.uniform(-0.2, 0.2)
@@ -67,21 +69,26 @@ def render_with_marks(scene: Scene) -> tuple[Image.Image, list[Mark]]:
     for cell, text in scene.texts.items():
         x, y = _center(scene, cell) + rng.uniform(-world.text_jitter, world.text_jitter, 2)
         if world.apart:
-            y += (1 if rng.random() < 0.5 else -1) * world.image_size / scene.board / 4
+            y += (1 if rng.random() < 0.5 else -1) * height / scene.rows / 4
         ink = tuple(int(v) for v in rng.integers(0, 70, 3))
         draw.text((x, y), text, font=_font(world.font_size), fill=ink, anchor="mm")
         marks.append(Mark(cell, x, y, (0.75 * world.font_size, 0.4 * world.font_size), ("text",)))
     return Image.fromarray(_as_photographed(np.asarray(image, dtype=np.float32), world, rng)), marks
 
 
-def blank_image(world: World = RICH) -> Image.Image:
-    """A board with nothing on it, for what a model knows without looking."""
-    return Image.new("RGB", (world.image_size, world.image_size), (228, 228, 228))
+def blank_image(world: World = RICH, board: Board = 3) -> Image.Image:
+    """An image with nothing on it, as large as that of a board, for what a model knows without looking."""
+    height, width = world.image_shape(board)
+    return Image.new("RGB", (width, height), (228, 228, 228))
 
 
 def _center(scene: Scene, cell: int) -> NDArray[np.float64]:
-    side = scene.world.image_size / scene.board
-    return np.array([cell % scene.board, cell // scene.board]) * side + side / 2
+    """Of the cell, or of what its label leaves of it."""
+    height, width = scene.image_shape
+    side = np.array([width / scene.cols, height / scene.rows])
+    return (
+        np.array([cell % scene.cols, cell // scene.cols]) * side + side / 2 + (0, scene.world.label_size / 2)
+    )
 
 
 def _about(color: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
@@ -90,7 +97,7 @@ def _about(color: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, 
 
 def _two_quarters(scene: Scene, rng: np.random.Generator) -> tuple[tuple[float, float], tuple[float, float]]:
     """The middles of two quarters of a cell that share a side, as seen from the middle of the cell."""
-    quarter = scene.world.image_size / scene.board / 4
+    quarter = scene.image_shape[0] / scene.rows / 4
     side, other = (float(v) for v in rng.choice((-quarter, quarter), 2))
     return ((side, other), (-side, other)) if rng.random() < 0.5 else ((other, side), (other, -side))
 
@@ -153,20 +160,32 @@ def _outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]
 
 def _draw_grid(draw: ImageDraw.ImageDraw, scene: Scene, background: tuple[int, ...]) -> None:
     """Thin borders of the cells, a little darker than the background."""
-    size, ink = scene.world.image_size, tuple(max(0, v - 45) for v in background)
-    for k in range(1, scene.board):
-        at = round(k * size / scene.board)
-        draw.line((at, 0, at, size), fill=ink)
-        draw.line((0, at, size, at), fill=ink)
+    (height, width), ink = scene.image_shape, tuple(max(0, v - 45) for v in background)
+    for k in range(1, scene.cols):
+        at = round(k * width / scene.cols)
+        draw.line((at, 0, at, height), fill=ink)
+    for k in range(1, scene.rows):
+        at = round(k * height / scene.rows)
+        draw.line((0, at, width, at), fill=ink)
+
+
+def _draw_labels(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
+    """Row and column of every cell in its upper left corner."""
+    for cell in range(scene.rows * scene.cols):
+        row, col = divmod(cell, scene.cols)
+        left, top, _, _ = scene.cell_box(cell)
+        font = _font(scene.world.label_size)
+        draw.text((left + 2, top + 1), f"{row + 1}{col + 1}", font=font, fill=_LABEL_INK, anchor="lt")
 
 
 def _draw_clutter(
-    draw: ImageDraw.ImageDraw, world: World, background: tuple[int, ...], rng: np.random.Generator
+    draw: ImageDraw.ImageDraw, scene: Scene, background: tuple[int, ...], rng: np.random.Generator
 ) -> None:
     """Pale dots and strokes, below everything else."""
-    for _ in range(int(rng.integers(world.clutter[0], world.clutter[1] + 1))):
+    (height, width), (fewest, most) = scene.image_shape, scene.world.clutter
+    for _ in range(int(rng.integers(fewest, most + 1))):
         ink = tuple(int(np.clip(v + rng.uniform(-55, 20), 0, 255)) for v in background)
-        x, y = rng.uniform(0, world.image_size, 2)
+        x, y = rng.uniform(0, (width, height))
         dx, dy = rng.uniform(-6, 6, 2)
         if rng.random() < 0.5:
             reach = abs(dx) / 4 + 0.7
@@ -179,14 +198,14 @@ def _as_photographed(
     pixels: NDArray[np.float32], world: World, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Uneven light, spots and sensor noise."""
-    ramp = np.linspace(-1, 1, world.image_size)
+    rows, cols = pixels.shape[:2]
     across, down = rng.uniform(-world.light, world.light, 2)
-    light = across * ramp[None, :, None] + down * ramp[:, None, None]
+    light = across * np.linspace(-1, 1, cols)[None, :, None] + down * np.linspace(-1, 1, rows)[:, None, None]
     if world.blotches:
         coarse = rng.uniform(-world.blotches, world.blotches, (5, 5)).astype(np.float32)
         spots = Image.fromarray(coarse).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
         light = light + np.asarray(spots)[:, :, None]
-    noise = rng.standard_normal(pixels.shape, dtype=np.float32) * _NOISE
+    noise = rng.standard_normal(pixels.shape, dtype=np.float32) * world.noise
     return np.clip(pixels + light + noise, 0, 255).astype(np.uint8)
 
 

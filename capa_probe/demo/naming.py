@@ -26,21 +26,21 @@ def place_name(scene: Scene, cell: int, rng: np.random.Generator, way: int | Non
     """The name of a cell; ``way`` chooses one of several."""
     if not scene.world.long_places:
         return PLACES[cell]
-    row, col = divmod(cell, scene.board)
+    row, col = divmod(cell, scene.cols)
     words = pick(rng, LONG_PLACES) if way is None else LONG_PLACES[way]
     return words.format(row=row + 1, col=col + 1)
 
 
-def board_parts(board: int) -> Mapping[str, frozenset[int]]:
+def board_parts(rows: int, cols: int) -> Mapping[str, frozenset[int]]:
     """Words for part of a board -> its cells; an odd side has no halves."""
-    row, col = np.divmod(np.arange(board**2), board)
-    last = board - 1
-    halves = (2 * row < board, 2 * row >= board, 2 * col < board, 2 * col >= board)
-    outer = (row == 0, row == last, col == 0, col == last)
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    halves = (2 * row < rows, 2 * row >= rows, 2 * col < cols, 2 * col >= cols)
+    outer = (row == 0, row == rows - 1, col == 0, col == cols - 1)
+    whole = (rows % 2 == 0, rows % 2 == 0, cols % 2 == 0, cols % 2 == 0, True, True, True, True)
     return {
         words: frozenset(np.flatnonzero(inside).tolist())
-        for words, inside in zip(PARTS, (*halves, *outer), strict=True)
-        if board % 2 == 0 or "half" not in words
+        for words, inside, there in zip(PARTS, (*halves, *outer), whole, strict=True)
+        if there
     }
 
 

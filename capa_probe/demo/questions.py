@@ -75,7 +75,7 @@ def describe(scene: Scene, texts: bool = False) -> Question:
     if texts:
         things |= scene.texts
     places = [
-        f"{cell // scene.board + 1} {cell % scene.board + 1}" if scene.world.long_places else PLACES[cell]
+        f"{cell // scene.cols + 1} {cell % scene.cols + 1}" if scene.world.long_places else PLACES[cell]
         for cell in sorted(things)
     ]
     told = (f"{place} {things[cell]}" for place, cell in zip(places, sorted(things), strict=True))

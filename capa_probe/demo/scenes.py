@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES, TEXT_LENGTH, World
+from capa_probe.demo.worlds import (
+    CHARACTERS,
+    COLORS,
+    RICH,
+    SHAPES,
+    TEXT_LENGTH,
+    Board,
+    World,
+    board_shape,
+)
 
 #: Left, top, right and bottom in pixels; right and bottom are the first ones outside.
 Box = tuple[int, int, int, int]
@@ -18,29 +27,45 @@ class Scene:
     """What is on the board.
 
     Attributes:
-        objects: cell -> (shape, color), in cell order; cell ``c`` lies in row ``c // board`` and column ``c % board``.
+        objects: cell -> (shape, color), in cell order; cell ``c`` lies in row ``c // cols`` and column ``c % cols``.
         texts: cell -> what is printed there, in cell order; these cells hold no shape.
         seed: decides everything that questions do not ask for: background, sizes, places in the cell, noise.
-        board: cells per side.
+        board: cells per side, or rows and columns.
         world: what the scene is one of.
     """
 
     objects: Mapping[int, tuple[str, str]]
     texts: Mapping[int, str]
     seed: int
-    board: int = 3
+    board: Board = 3
     world: World = RICH
+
+    @property
+    def rows(self) -> int:
+        """Rows of the board."""
+        return board_shape(self.board)[0]
+
+    @property
+    def cols(self) -> int:
+        """Columns of the board."""
+        return board_shape(self.board)[1]
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.world.image_shape(self.board)
 
     def neighbor(self, cell: int, step: tuple[int, int]) -> int | None:
         """The cell a step in (row, column) away, or None beyond the edge."""
-        row, col = cell // self.board + step[0], cell % self.board + step[1]
-        return row * self.board + col if 0 <= row < self.board and 0 <= col < self.board else None
+        row, col = cell // self.cols + step[0], cell % self.cols + step[1]
+        return row * self.cols + col if 0 <= row < self.rows and 0 <= col < self.cols else None
 
     def cell_box(self, cell: int) -> Box:
         """Where a cell lies in the image, in whole pixels."""
-        side = self.world.image_size / self.board
-        row, col = divmod(cell, self.board)
-        return round(col * side), round(row * side), round((col + 1) * side), round((row + 1) * side)
+        height, width = self.image_shape
+        down, across = height / self.rows, width / self.cols
+        row, col = divmod(cell, self.cols)
+        return round(col * across), round(row * down), round((col + 1) * across), round((row + 1) * down)
 
 
 def random_scene(rng: np.random.Generator, world: World = RICH) -> Scene:
@@ -50,7 +75,8 @@ def random_scene(rng: np.random.Generator, world: World = RICH) -> Scene:
     fewest, most = world.objects[board]
     n_objects = int(rng.integers(fewest, most + 1))
     n_texts = int(rng.integers(world.texts[0], world.texts[1] + 1)) if world.texts[1] > 1 else world.texts[0]
-    cells = [int(cell) for cell in rng.permutation(board**2)]
+    rows, cols = board_shape(board)
+    cells = [int(cell) for cell in rng.permutation(rows * cols)]
     colors = tuple(COLORS)
     objects = {
         cell: (SHAPES[rng.integers(len(SHAPES))], colors[rng.integers(len(colors))])

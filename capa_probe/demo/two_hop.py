@@ -91,7 +91,7 @@ def count_kind(scene: Scene, rng: np.random.Generator) -> Answered:
 
 def count_where(scene: Scene, rng: np.random.Generator) -> Answered:
     """How many objects in part of the board have a shape, or a color."""
-    parts = board_parts(scene.board)
+    parts = board_parts(scene.rows, scene.cols)
     everywhere: list[tuple[tuple[str, str], tuple[int, ...]]] = []
     elsewhere_too = []
     for name, cells in _kinds(scene):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from capa_probe.demo.phrasings import PHRASINGS, RICH_PHRASINGS
 from capa_probe.errors import CapaProbeError
@@ -24,6 +25,14 @@ COLORS: Mapping[str, tuple[int, int, int]] = {
 #: Characters of printed texts, without those that look alike (I 1, O 0, Q, 8 B).
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ2345679"
 TEXT_LENGTH = 2
+#: Cells per side of a board, or its rows and columns.
+Board: TypeAlias = int | tuple[int, int]
+_FEWEST_CELLS, _MOST_CELLS, _MOST_OBJECTS = 3, 9, 24
+
+
+def board_shape(board: Board) -> tuple[int, int]:
+    """Rows and columns."""
+    return board if isinstance(board, tuple) else (board, board)
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,13 @@ class World:
 
     Attributes:
         name: of the world.
-        objects: cells per side of a board (3 to 6) -> fewest and most objects on it; one of the boards is drawn for
-            each scene.
+        objects: cells per side of a board, or its rows and columns (3 to 9) -> fewest and most objects on it; one of the
+            boards is drawn for each scene.
         texts: fewest and most printed texts of two characters, each in a cell without a shape.
-        image_size: pixels per side.
+        image_size: pixels per side, whatever the board.
+        cell_size: in its place, pixels per side of a cell, so that images are as large as their boards.
+        label_size: height in pixels of the row and column that are printed small at the top of every cell ("23" for
+            row 2, column 3); 0 prints none.
         radius: smallest and largest radius of a shape, in pixels.
         jitter: how far a shape may lie from the middle of its cell, in pixels; three pixels less than half the room
             that is left is a good value.
@@ -45,6 +57,7 @@ class World:
         font_size: of texts.
         light: how much brighter or darker than the middle the edges of an image may be, of 255.
         blotches: amplitude of large uneven spots of the background, of 255; 0 draws none.
+        noise: standard deviation of the sensor noise, of 255.
         clutter: fewest and most small marks (dots and strokes in pale colors) that no question asks about.
         grid: whether the borders of the cells are drawn.
         tasks: tasks that are asked, in the order in which images go round them.
@@ -59,11 +72,13 @@ class World:
     """
 
     name: str
-    objects: Mapping[int, tuple[int, int]]
+    objects: Mapping[Board, tuple[int, int]]
     tasks: tuple[str, ...]
     phrasings: Mapping[str, tuple[str, ...]] = field(repr=False)
     texts: tuple[int, int] = (1, 1)
     image_size: int = 96
+    cell_size: int = 0
+    label_size: int = 0
     radius: tuple[float, float] = (8.0, 13.0)
     jitter: float = 2.5
     text_jitter: float = 3.0
@@ -71,6 +86,7 @@ class World:
     font_size: int = 16
     light: float = 10.0
     blotches: float = 0.0
+    noise: float = 7.6
     clutter: tuple[int, int] = (0, 0)
     grid: bool = False
     long_places: bool = False
@@ -81,11 +97,14 @@ class World:
 
     def __post_init__(self) -> None:
         for board, (fewest, most) in self.objects.items():
-            room = board**2 - self.texts[1]
-            if not 3 <= board <= 6 or not 1 <= fewest <= most <= min(16, room):
+            rows, cols = board_shape(board)
+            room = rows * cols - self.texts[1]
+            fits = _FEWEST_CELLS <= min(rows, cols) and max(rows, cols) <= _MOST_CELLS
+            if not fits or not 1 <= fewest <= most <= min(_MOST_OBJECTS, room):
                 raise CapaProbeError(
-                    f"objects={{{board}: ({fewest}, {most})}} was given for world {self.name!r}; boards have 3 to 6 "
-                    f"cells per side and up to 16 objects, and {self.texts[1]} cells must be left for texts."
+                    f"objects={{{board}: ({fewest}, {most})}} was given for world {self.name!r}; boards have "
+                    f"{_FEWEST_CELLS} to {_MOST_CELLS} cells per side and up to {_MOST_OBJECTS} objects, and "
+                    f"{self.texts[1]} cells must be left for texts."
                 )
         if not self.objects:
             raise CapaProbeError(
@@ -112,8 +131,15 @@ class World:
 
     @property
     def largest_board(self) -> int:
-        """Cells per side of the largest board."""
-        return max(self.objects)
+        """The most rows or columns that a board has."""
+        return max(max(board_shape(board)) for board in self.objects)
+
+    def image_shape(self, board: Board) -> tuple[int, int]:
+        """Height and width in pixels of the image of a board."""
+        if not self.cell_size:
+            return self.image_size, self.image_size
+        rows, cols = board_shape(board)
+        return rows * self.cell_size, cols * self.cell_size
 
 
 TWO_HOP = ("relation", "relation_shape", "comparison", "same_color", "count_where", "read_next", "chain")
@@ -150,4 +176,28 @@ RICH = World(
     suffix="answer briefly.",
     questions_per_image=6,
 )
-WORLDS = {world.name: world for world in (SMALL, RICH)}
+#: Boards of many sizes and shapes, in images as large as they are, for models whose visual tokens follow the image. A cell
+#: says where it lies, since such models see an image in pieces. Sides are multiples of 64 pixels or of 96.
+WIDE = replace(
+    RICH,
+    name="wide",
+    objects={
+        (4, 4): (6, 10),
+        (3, 6): (6, 11),
+        (6, 3): (6, 11),
+        (3, 9): (8, 14),
+        (9, 3): (8, 14),
+        (6, 6): (9, 18),
+        (6, 8): (10, 22),
+        (8, 6): (10, 22),
+    },
+    cell_size=32,
+    label_size=10,
+    radius=(6.0, 8.0),
+    jitter=2.5,
+    text_jitter=1.5,
+    font_size=14,
+    noise=5.0,
+    questions_per_image=13,
+)
+WORLDS = {world.name: world for world in (SMALL, RICH, WIDE)}
