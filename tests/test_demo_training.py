@@ -18,7 +18,7 @@ from capa_probe.demo.drawing import render, render_with_marks
 from capa_probe.demo.questions import ask, describe
 from capa_probe.demo.scenes import Scene, random_scene
 from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES
-from demo_training.architecture import Parts, build_config
+from demo_training.architecture import Parts
 from demo_training.cpu_attention import attention_in_float32
 from demo_training.evaluation import wilson
 from demo_training.export import model_card
@@ -26,13 +26,14 @@ from demo_training.loop import Schedule, Stage, run_stage
 from demo_training.recipe import NAMES, RECIPE
 from demo_training.sketches import (
     NOTHING,
-    patch_cell,
     sketch_patches,
     sketch_symbols,
+    token_cells,
 )
 from demo_training.stages import build_stage, turn_logits
-from demo_training.turns import PREFIX_LENGTH, TurnStyle, draw_questions, pack, right_by_task
-from demo_training.vocabulary import ASSISTANT, EOS, UNKNOWN, build_processor, build_tokenizer
+from demo_training.turns import PackedTurns, TurnStyle, draw_questions, pack, right_by_task
+from demo_training.visual import Seen
+from demo_training.vocabulary import EOS, UNKNOWN, build_processor, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 CPU = torch.device("cpu")
@@ -50,46 +51,24 @@ def scenes(n: int, seed: int = 0) -> list[Scene]:
     return [random_scene(rng) for _ in range(n)]
 
 
-@pytest.mark.parametrize("template", [0.0, 1.0])
-def test_packed_logits_are_those_of_the_question_asked_alone(parts: Parts, template: float) -> None:
-    """Against the model's own forward on what the processor makes of one question and its answer."""
-    rng, boards = np.random.default_rng(1), scenes(2)
-    style = TurnStyle(ALL_ALIKE, template=template, mark=1.0, per_scene=5)
-    questions = [draw_questions(scene, style, rng) for scene in boards]
-    turns, processor = pack(questions, style, rng), build_processor()
-    with torch.no_grad():
-        pixels = processor.image_processor([render(scene) for scene in boards], return_tensors="pt")[
-            "pixel_values"
-        ]
-        visual = parts.projector(parts.patch_features(pixels))
-        places = (2 + torch.arange(visual.shape[1])).expand(len(boards), -1)
-        packed = turn_logits(parts, visual, places, turns)
-        for b, scene in enumerate(boards):
-            for t, question in enumerate(questions[b]):
-                text = question.text if template else question.text[:-1]
-                ending = f" {ASSISTANT}" if template else ""
-                alone = processor(
-                    images=render(scene),
-                    text=f"USER: <image>\n{text}{ending} {question.answer} </s>",
-                    return_tensors="pt",
-                )
-                logits = parts.lvlm(**alone).logits[0, PREFIX_LENGTH:]
-                here = packed[b, turns.turn[b] == t + 1]
-                assert here.shape == logits.shape
-                torch.testing.assert_close(here, logits, rtol=1e-4, atol=1e-5)
+def some_logits(parts: Parts, boards: list[Scene], turns: PackedTurns) -> Tensor:
+    """Of turns behind nine visual tokens that mean nothing."""
+    layouts = [parts.family.layout(scene.image_shape, scene.world) for scene in boards]
+    seen = Seen.of(layouts, [range(9)] * len(boards))
+    width = parts.decoder.embed_tokens.weight.shape[1]
+    visual = torch.randn(9 * len(boards), width, generator=torch.Generator().manual_seed(0))
+    return turn_logits(parts, visual, seen, turns)
 
 
 def test_without_the_mask_they_are_not(parts: Parts) -> None:
     """The check above can fail: with a plain causal mask, later turns change."""
     rng, boards = np.random.default_rng(1), scenes(1)
     style = TurnStyle(ALL_ALIKE, per_scene=3)
-    turns = pack([draw_questions(scene, style, rng) for scene in boards], style, rng)
-    visual = torch.randn(1, 9, parts.decoder.embed_tokens.weight.shape[1])
-    places = torch.arange(9)[None]
+    turns = pack([draw_questions(scene, style, rng) for scene in boards], style, rng, TOKENIZER)
     with torch.no_grad():
-        isolated = turn_logits(parts, visual, places, turns)
+        isolated = some_logits(parts, boards, turns)
         turns.turn[turns.turn > 0] = 1  # all of it one turn
-        joined = turn_logits(parts, visual, places, turns)
+        joined = some_logits(parts, boards, turns)
     assert torch.allclose(isolated[0, :3], joined[0, :3], atol=1e-5)
     assert not torch.allclose(isolated[0, -3:], joined[0, -3:], atol=1e-2)
 
@@ -101,7 +80,7 @@ def test_packing(seed: int, n_scenes: int, per_scene: int) -> None:
     style = TurnStyle(ALL_ALIKE, template=0.5, per_scene=per_scene)
     questions = [draw_questions(scene, style, rng) for scene in scenes(n_scenes, seed)]
     turns = pack(questions, style, rng, TOKENIZER)
-    mask = turns.mask(n_prefix=3)[:, 0]
+    mask = turns.mask(torch.ones(n_scenes, 3, dtype=torch.bool))[:, 0]
     for b in range(n_scenes):
         for t, question in enumerate(questions[b]):
             here = turns.turn[b] == t + 1
@@ -109,9 +88,7 @@ def test_packing(seed: int, n_scenes: int, per_scene: int) -> None:
             answer = answer[answer >= 0]
             assert answer[-1] == EOS
             assert TOKENIZER.decode(answer[:-1]) == question.answer
-            assert turns.positions[b, here].tolist() == list(
-                range(PREFIX_LENGTH, PREFIX_LENGTH + int(here.sum()))
-            )
+            assert turns.positions[b, here].tolist() == list(range(int(here.sum())))
             # The last token of a turn sees the prefix and its own turn, nothing else.
             last = 3 + int(here.nonzero()[-1])
             seen = mask[b, last]
@@ -157,15 +134,21 @@ def test_processor_survives_saving(tmp_path: Path) -> None:
     one, other = (p(images=image, text=prompt, return_tensors="pt") for p in (processor, loaded))
     assert {name: value.shape for name, value in one.items()} == {n: v.shape for n, v in other.items()}
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (one["input_ids"] == build_config().image_token_id).sum() == build_config().image_seq_length
+    config = RECIPE.family.config(RECIPE.sizes, RECIPE.world)
+    assert (one["input_ids"] == config.image_token_id).sum() == config.image_seq_length
+
+
+def patch_cell(patch: int, board: int) -> int:
+    """The cell that a patch of a 12 x 12 grid lies in, where the board divides it evenly."""
+    side = 12 // board
+    return patch // 12 // side * board + patch % 12 // side
 
 
 def test_patches_and_cells() -> None:
     for board in (3, 4, 6):
-        side = 12 // board
-        assert [patch_cell(p, board) for p in range(144)] == [
-            p // 12 // side * board + p % 12 // side for p in range(144)
-        ]
+        scene = Scene({}, {}, 0, board, RICH)
+        layout = RECIPE.family.layout(scene.image_shape, RICH)
+        assert token_cells(scene, layout) == [patch_cell(p, board) for p in range(144)]
 
 
 @given(st.integers(0, 10_000))
@@ -177,7 +160,8 @@ def test_a_patch_tells_what_it_shows(seed: int) -> None:
     scene = random_scene(rng, replace(RICH, apart=True, radius=(4.3, 5.3), jitter=0.5, text_jitter=0.5))
     scene = replace(scene, objects={c: (s, colors[rng.integers(4)]) for c, (s, _) in scene.objects.items()})
     image, marks = render_with_marks(scene)
-    sketch = np.array(sketch_patches(scene, marks))
+    layout = RECIPE.family.layout(scene.image_shape, RICH)
+    sketch = np.array(sketch_patches(scene, marks, layout))
     pixels = np.asarray(image, dtype=float).reshape(12, 12, 12, 12, 3).swapaxes(1, 2).reshape(144, 144, 3)
     for patch, row in enumerate(sketch):
         assert (row[4], row[5]) == divmod(patch_cell(patch, 6), 6)
@@ -201,7 +185,8 @@ def test_a_patch_tells_what_it_shows(seed: int) -> None:
 def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> None:
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, replace(RICH, apart=apart))
-    rows, patches = sketch_symbols(scene, 64, whole, rng)
+    layout = RECIPE.family.layout(scene.image_shape, RICH)
+    rows, patches = sketch_symbols(scene, layout, 64, whole, rng)
     assert len(rows) == len(patches) == 64
     assert patches == sorted(set(patches))
     found: dict[int, set[tuple[int, int]]] = {}
@@ -223,62 +208,21 @@ def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> N
     assert {cell: told for cell, told in found.items() if told} == wanted
 
 
-def test_the_recipe_is_whole() -> None:
-    assert set(RECIPE.schedules) == set(RECIPE.scenes) == set(RECIPE.what) == set(NAMES)
-    for name, phases in RECIPE.phases.items():
-        ends = [phase.until for phase in phases]
-        assert ends == sorted(set(ends))
-        assert ends[-1] == 1
-        for phase in phases:
-            assert set(phase.style.weights) == set(RECIPE.world.tasks)
-            assert RECIPE.phase(name, phase.until - 1e-6) is phase
-        assert RECIPE.phase(name, 1.0) is phases[-1]
-    parameters = sum(p.numel() for p in Parts().lvlm.parameters())
-    assert 4 * parameters < 24e6
-    config = build_config()
-    assert config.text_config.num_hidden_layers >= 8
-    assert config.vision_config.image_size == 12 * config.vision_config.patch_size
-
-
 def test_attention_in_float32_is_the_same_attention(parts: Parts) -> None:
     rng, boards = np.random.default_rng(1), scenes(1)
     style = TurnStyle(ALL_ALIKE, per_scene=3)
-    turns = pack([draw_questions(boards[0], style, rng)], style, rng)
-    visual = torch.randn(1, 9, parts.decoder.embed_tokens.weight.shape[1])
+    turns = pack([draw_questions(boards[0], style, rng)], style, rng, TOKENIZER)
     with torch.no_grad():
-        plain = turn_logits(parts, visual, torch.arange(9)[None], turns)
+        plain = some_logits(parts, boards, turns)
         with attention_in_float32(parts.decoder):
             assert parts.decoder.config._attn_implementation != "sdpa"
-            other = turn_logits(parts, visual, torch.arange(9)[None], turns)
+            other = some_logits(parts, boards, turns)
     assert parts.decoder.config._attn_implementation == "sdpa"
     torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-5)
 
 
 def weights(stage: Stage) -> dict[str, Tensor]:
     return {f"{n}.{k}": v.clone() for n, m in stage.trained.items() for k, v in m.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_stage_ends_at_the_same_weights(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    start = Parts().state_dict()
-
-    def trained(folder: Path, *stops: int | None) -> dict[str, Tensor]:
-        for stop in stops:
-            parts = Parts()  # as in a new process: what was learned comes from the checkpoint alone
-            parts.load_state_dict(start)
-            stage = build_stage(name, parts, 0, CPU, steps=2, scenes=2)
-            run_stage(stage, folder, lambda _: None, stop_at=stop)
-        return weights(stage)
-
-    stage_start = Parts()
-    stage_start.load_state_dict(start)
-    before = weights(build_stage(name, stage_start, 0, CPU, steps=2, scenes=2))
-    straight, resumed = trained(tmp_path / "a", None), trained(tmp_path / "b", 1, None)
-    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
-    assert any(not torch.equal(straight[key], before[key]) for key in straight)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2]
 
 
 def test_batches_drawn_by_other_processes_are_the_same(tmp_path: Path) -> None:
@@ -323,6 +267,7 @@ def test_model_card_says_what_was_measured() -> None:
         "seed": 7,
         "machine": "a CPU",
         "n_parameters": 5_000_000,
+        "start_from": None,
         "profile": ["No sinks."],
     }
     card = model_card(log, facts)

@@ -99,7 +99,7 @@ def write_folder(split: str, folder: Path | str, n_images: int | None = None, wo
             record = {
                 "id": f"{split}-{i:04d}-{question.task}",
                 "image": name,
-                "question": _as_sentences(question.text),
+                "question": as_sentences(question.text),
                 "answers": [question.answer],
                 "task": question.task,
                 "regions": [[exercise.scene.cell_box(cell) for cell in question.cells]],
@@ -125,7 +125,7 @@ def majority_baseline(samples: Sequence[Sample]) -> Mapping[str, tuple[str, floa
     return {task: (answer, n / answers[task].total()) for task, (answer, n) in best.items()}
 
 
-def _as_sentences(text: str) -> str:
+def as_sentences(text: str) -> str:
     """With a capital at the beginning, and after a mark that closes a sentence."""
     words = text.split(" ")
     for i, word in enumerate(words):

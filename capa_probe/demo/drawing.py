@@ -14,6 +14,7 @@ from capa_probe.demo.scenes import Scene
 from capa_probe.demo.worlds import COLORS, RICH, Board, World
 
 _INK = (52, 56, 66)  # of shapes whose color lies apart
+_GREY = (228, 228, 228)
 _LABEL_INK = (70, 70, 78)
 
 
@@ -79,7 +80,12 @@ def render_with_marks(scene: Scene) -> tuple[Image.Image, list[Mark]]:
 def blank_image(world: World = RICH, board: Board = 3) -> Image.Image:
     """An image with nothing on it, as large as that of a board, for what a model knows without looking."""
     height, width = world.image_shape(board)
-    return Image.new("RGB", (width, height), (228, 228, 228))
+    return Image.new("RGB", (width, height), _GREY)
+
+
+def blank_like(image: Image.Image) -> Image.Image:
+    """The same as large as an image."""
+    return Image.new("RGB", image.size, _GREY)
 
 
 def _center(scene: Scene, cell: int) -> NDArray[np.float64]:

@@ -41,8 +41,8 @@ class World:
 
     Attributes:
         name: of the world.
-        objects: cells per side of a board, or its rows and columns (3 to 9) -> fewest and most objects on it; one of the
-            boards is drawn for each scene.
+        objects: cells per side of a board, or its rows and columns (3 to 9) -> fewest and most objects on it; one of
+            the boards is drawn for each scene.
         texts: fewest and most printed texts of two characters, each in a cell without a shape.
         image_size: pixels per side, whatever the board.
         cell_size: in its place, pixels per side of a cell, so that images are as large as their boards.
@@ -99,7 +99,7 @@ class World:
         for board, (fewest, most) in self.objects.items():
             rows, cols = board_shape(board)
             room = rows * cols - self.texts[1]
-            fits = _FEWEST_CELLS <= min(rows, cols) and max(rows, cols) <= _MOST_CELLS
+            fits = min(rows, cols) >= _FEWEST_CELLS and max(rows, cols) <= _MOST_CELLS
             if not fits or not 1 <= fewest <= most <= min(_MOST_OBJECTS, room):
                 raise CapaProbeError(
                     f"objects={{{board}: ({fewest}, {most})}} was given for world {self.name!r}; boards have "
@@ -176,8 +176,8 @@ RICH = World(
     suffix="answer briefly.",
     questions_per_image=6,
 )
-#: Boards of many sizes and shapes, in images as large as they are, for models whose visual tokens follow the image. A cell
-#: says where it lies, since such models see an image in pieces. Sides are multiples of 64 pixels or of 96.
+#: Boards of many sizes and shapes, in images as large as they are, for models whose visual tokens follow the image. A
+#: cell says where it lies, since such models see an image in pieces. Sides are multiples of 64 pixels or of 96.
 WIDE = replace(
     RICH,
     name="wide",

@@ -1,67 +1,31 @@
-"""The demo model's sizes, and the small parts that only training needs."""
+"""The demo model, and the small parts that only training needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from demo_training.recipe import RECIPE, Recipe
 from demo_training.sketches import field_sizes
-from demo_training.vocabulary import BOS, EOS, IMAGE, N_PATCHES, PAD, PATCHES_PER_SIDE, vocabulary
-
-
-def build_config(recipe: Recipe = RECIPE) -> LlavaConfig:
-    """The model's configuration."""
-    sizes, world = recipe.sizes, recipe.world
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=sizes.d_vision,
-            intermediate_size=4 * sizes.d_vision,
-            num_hidden_layers=sizes.vision_layers,
-            num_attention_heads=4,
-            image_size=world.image_size,
-            patch_size=world.image_size // PATCHES_PER_SIDE,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(vocabulary(world)),
-            hidden_size=sizes.d_model,
-            intermediate_size=sizes.d_mlp,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.kv_heads,
-            max_position_embeddings=512,
-            rms_norm_eps=1e-5,
-            pad_token_id=PAD,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-        ),
-        image_token_id=IMAGE,
-        image_seq_length=N_PATCHES,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        tie_word_embeddings=False,
-    )
 
 
 class PatchHeads(nn.Module):
-    """Reads from a patch's features what its sketch tells: the tower's own training task."""
+    """Reads from a visual token's features what its sketch tells: the tower's own training task."""
 
-    def __init__(self, sizes: list[int], d_vision: int) -> None:
+    def __init__(self, sizes: list[int], d_feature: int) -> None:
         super().__init__()
         self.sizes = sizes
-        self.read = nn.Linear(d_vision, sum(sizes))
+        self.read = nn.Linear(d_feature, sum(sizes))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """(batch, patch, d) to one (batch, patch, value) for each field."""
+        """(token, d) to one (token, value) for each field."""
         return self.read(features).split(self.sizes, dim=-1)
 
 
 class Symbols(nn.Module):
-    """A patch as the sum of six learned embeddings: what the decoder learns to read before it sees images."""
+    """A visual token as the sum of six learned embeddings: what the decoder learns to read before it sees images."""
 
     def __init__(self, sizes: list[int], d_model: int) -> None:
         super().__init__()
@@ -70,33 +34,48 @@ class Symbols(nn.Module):
             nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, sketch: Tensor) -> Tensor:
-        """(batch, token, field) to (batch, token, d_model)."""
+        """(token, field) to (token, d_model)."""
         return torch.stack([table(sketch[..., i]) for i, table in enumerate(self.tables)]).sum(dim=0)
 
 
 class Parts(nn.Module):
-    """The model, and beside it what is thrown away after training."""
+    """The model, and beside it what is thrown away after training.
+
+    Attributes:
+        fields: what a sketch tells, by name, with the number of values.
+        opening, closing: (position,) ids of the tokens before and after the image.
+    """
 
     def __init__(self, recipe: Recipe = RECIPE) -> None:
         super().__init__()
-        self.recipe = recipe
-        sizes = list(field_sizes(recipe.world).values())
-        self.lvlm = LlavaForConditionalGeneration(build_config(recipe))
-        self.heads = PatchHeads(sizes, recipe.sizes.d_vision)
+        self.recipe, self.family = recipe, recipe.family
+        self.fields = field_sizes(recipe.world, recipe.family.has_untold)
+        sizes = list(self.fields.values())
+        self.lvlm = self.family.model_class(self.family.config(recipe.sizes, recipe.world))
+        self.heads = PatchHeads(sizes, self.family.d_feature(recipe.sizes))
         self.symbols = Symbols(sizes, recipe.sizes.d_model)
+        tokenizer = self.family.tokenizer(recipe.world)
+        # LLaVA's tokenizer begins every text with a BOS.
+        self.opening = torch.tensor(tokenizer(self.family.opening)["input_ids"])
+        closing = tokenizer(self.family.closing, add_special_tokens=False)["input_ids"]
+        self.closing = torch.tensor(closing, dtype=torch.long)
 
     @property
     def tower(self) -> nn.Module:
-        return self.lvlm.model.vision_tower
+        return self.family.tower(self.lvlm)
 
     @property
     def projector(self) -> nn.Module:
-        return self.lvlm.model.multi_modal_projector
+        return self.family.projector(self.lvlm)
 
     @property
     def decoder(self) -> nn.Module:
-        return self.lvlm.model.language_model
+        return self.family.decoder(self.lvlm)
 
-    def patch_features(self, pixels: Tensor) -> Tensor:
-        """(batch, patch, d_vision), as the projector sees them."""
-        return self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    def features(self, images: Mapping[str, Tensor]) -> Tensor:
+        """(visual token, d_feature) of all images, one image after the other."""
+        return self.family.features(self.lvlm, images)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(visual token, d_feature) to (visual token, d_model)."""
+        return self.family.project(self.lvlm, features)

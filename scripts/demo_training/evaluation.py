@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from capa_probe.demo.dataset import majority_baseline
-from capa_probe.demo.drawing import blank_image
+from capa_probe.demo.drawing import blank_like
 from capa_probe.demo.worlds import RICH, World
 from capa_probe.samples import Sample
 
@@ -18,8 +18,8 @@ MAX_NEW_TOKENS = 8
 
 
 def answer(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     images: Sequence[Image.Image],
     questions: Sequence[str],
     batch_size: int = 32,
@@ -46,16 +46,17 @@ def answer(
 
 
 def evaluate(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     samples: Sequence[Sample],
     world: World = RICH,
 ) -> dict[str, dict[str, float]]:
     """For each task: n, accuracy with its 95 % Wilson interval, and accuracy with a blank image and
     of always giving the most frequent answer."""
     questions = [sample.question for sample in samples]
-    seen = answer(model, processor, [sample.open_images()[0] for sample in samples], questions)
-    blind = answer(model, processor, [blank_image(world)] * len(samples), questions)
+    images = [sample.open_images()[0] for sample in samples]
+    seen = answer(model, processor, images, questions)
+    blind = answer(model, processor, [blank_like(image) for image in images], questions)
     majority, results = majority_baseline(samples), {}
     for task in world.tasks:
         chosen = [i for i, sample in enumerate(samples) if sample.task == task]

@@ -10,18 +10,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
 from demo_training.recipe import NAMES, RECIPE, Recipe
-from demo_training.vocabulary import BOS, EOS, PAD, PATCHES_PER_SIDE, vocabulary
 
 CURVE = "training_curve.png"
 
 
 def export(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     folder: Path,
     log: list[dict[str, Any]],
     facts: dict[str, Any],
@@ -38,8 +37,13 @@ def export(
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False, max_new_tokens=MAX_NEW_TOKENS
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
     model.cpu().save_pretrained(temporary)
     for file in temporary.glob("*.safetensors"):
@@ -59,8 +63,9 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
 
     Args:
         log: the lines of ``log.jsonl``.
-        facts: ``accuracy`` (of :func:`evaluation.evaluate`), ``seed``, ``machine``, ``n_parameters`` and ``profile``
-            (sentences on what a profile of the model shows).
+        facts: ``accuracy`` (of :func:`evaluation.evaluate`), ``seed``, ``machine``, ``n_parameters``, ``start_from``
+            (the folder that the decoder's weights came from, or None) and ``profile`` (sentences on what a profile of
+            the model shows).
         recipe: how the model was made.
     """
     seconds = {name: [line for line in log if line["stage"] == name][-1]["seconds"] for name in NAMES}
@@ -84,14 +89,15 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
         stages=stages,
         world=world,
         sizes=recipe.sizes,
-        patch=world.image_size // PATCHES_PER_SIDE,
+        family=recipe.family,
+        vision=recipe.family.describe(recipe.sizes, world),
         per_scene="Ten" if per_scene == 10 else per_scene,
         tasks=world.tasks,
         curve=CURVE,
         mean=mean_of(facts["accuracy"], world.plain_tasks),
         two_hop_mean=mean_of(facts["accuracy"], world.two_hop_tasks),
         minutes=sum(seconds.values()) / 60,
-        vocabulary=len(vocabulary(world)),
+        vocabulary=len(recipe.family.tokenizer(world)),
     )
 
 

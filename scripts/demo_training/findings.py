@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 import capa_probe as cp
 from capa_probe.analysis import layer_ranges, sink_summary
 from capa_probe.samples import Sample
 
 
-def findings(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: Sequence[Sample]
-) -> list[str]:
+def findings(model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample]) -> list[str]:
     """Profile the model and say what the two analyses find."""
     prof = cp.profile(cp.HookedLVLM(model, processor), samples, batch_size=8, progress=False)
     layers = cp.redundant_layers(prof)

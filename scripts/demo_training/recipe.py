@@ -5,29 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from capa_probe.demo.worlds import RICH, World
+from capa_probe.demo.worlds import RICH, Board, World
+from demo_training.families import FAMILIES, DemoFamily, Sizes
 from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
 NAMES = ("tower", "symbols", "projector", "joint")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the vision tower and the decoder.
-
-    Attributes:
-        d_vision, vision_layers: width and layers of the tower.
-        d_model, d_mlp, layers, heads, kv_heads: of the decoder.
-    """
-
-    d_vision: int = 128
-    vision_layers: int = 3
-    d_model: int = 256
-    d_mlp: int = 256
-    layers: int = 8
-    heads: int = 8
-    kv_heads: int = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +20,7 @@ class Phase:
     Attributes:
         until: share of the stage's steps at which it ends.
         style: what turns are made of.
-        objects, texts: in place of the world's own: cells per side -> fewest and most objects; fewest and most texts.
+        objects, texts: in place of the world's own: board -> fewest and most objects; fewest and most texts.
         whole: in the symbols stage, share of the objects all of whose tokens tell both shape and color, where the world
             keeps them apart: a stepping stone, since finding one and then the other is learned late.
         tokens: in the symbols stage, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by
@@ -48,7 +31,7 @@ class Phase:
 
     until: float
     style: TurnStyle
-    objects: Mapping[int, tuple[int, int]] | None = None
+    objects: Mapping[Board, tuple[int, int]] | None = None
     texts: tuple[int, int] | None = None
     whole: float = 0.0
     tokens: int | None = None
@@ -65,6 +48,7 @@ class Recipe:
     """How a demo model is made.
 
     Attributes:
+        family: the model's.
         world: what it is trained on.
         sizes: of the model.
         schedules: stage -> how it is optimized.
@@ -74,6 +58,7 @@ class Recipe:
         what: stage -> what is learned in it, for the model card.
     """
 
+    family: DemoFamily
     world: World
     sizes: Sizes
     schedules: Mapping[str, Schedule]
@@ -101,6 +86,7 @@ _MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2,
 _LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
 RECIPE = Recipe(
+    family=FAMILIES["llava"],
     world=RICH,
     sizes=Sizes(),
     schedules={

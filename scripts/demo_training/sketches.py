@@ -1,110 +1,157 @@
-"""What a scene's patches show, as indices: what the tower learns to tell, and what symbols stand for."""
+"""What a scene's visual tokens show, as indices: what the tower learns to tell, and what symbols stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from capa_probe.demo.drawing import Mark
 from capa_probe.demo.scenes import Scene
 from capa_probe.demo.worlds import CHARACTERS, COLORS, SHAPES, World
-from demo_training.vocabulary import N_PATCHES, PATCHES_PER_SIDE
+from demo_training.families.base import Grid, Layout
 
 _COLORS = tuple(COLORS)
-#: The first four fields of a patch that shows nothing.
+#: The first four fields of a token that shows nothing.
 NOTHING = (len(SHAPES), len(COLORS), len(CHARACTERS), len(CHARACTERS))
 _SHAPE, _COLOR, _TEXT = 0, 1, 2
-#: Share of a patch, in each direction, that a mark must lie over to count as shown there.
+#: Share of a token, in each direction, that a mark must lie over to count as shown there.
 _OVERLAP = 0.25
 #: Share of its reach that a shape is taken to fill in every direction: the corners of its box are mostly empty.
 _FILLED = 0.75
 
-#: Indices by patch and field: see :func:`field_sizes`.
+#: Indices by token and field: see :func:`field_sizes`.
 Sketch = list[list[int]]
 
 
-def field_sizes(world: World) -> dict[str, int]:
-    """How many values each field takes; the last of the first four is "none"."""
+def field_sizes(world: World, untold: bool = False) -> dict[str, int]:
+    """How many values each field takes; the last of the first four is "none".
+
+    Args:
+        world: what is drawn.
+        untold: whether there are tokens that tell no place; "none" is then the last value of row and column as well.
+    """
     return {
         "shape": NOTHING[0] + 1,
         "color": NOTHING[1] + 1,
         "character 1": NOTHING[2] + 1,
         "character 2": NOTHING[3] + 1,
-        "row": world.largest_board,
-        "column": world.largest_board,
+        "row": world.largest_board + untold,
+        "column": world.largest_board + untold,
     }
 
 
-def patch_cell(patch: int, board: int) -> int:
-    """The cell that the middle of a patch lies in."""
-    row, col = divmod(patch, PATCHES_PER_SIDE)
-    return (2 * row + 1) * board // (2 * PATCHES_PER_SIDE) * board + (2 * col + 1) * board // (
-        2 * PATCHES_PER_SIDE
-    )
+def token_cells(scene: Scene, layout: Layout) -> list[int]:
+    """For each token, the cell of the board that its middle lies in; -1 for a thumbnail's."""
+    found = []
+    for grid in layout.grids:
+        for place in grid.order:
+            row, col = divmod(place, grid.cols)
+            cell_row = (2 * row + 1) * scene.rows // (2 * grid.rows)
+            cell_col = (2 * col + 1) * scene.cols // (2 * grid.cols)
+            found.append(cell_row * scene.cols + cell_col if grid.told else -1)
+    return found
 
 
-def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
-    """Every patch tells what it shows itself: shape and color of the object, and which character."""
-    rows = _empty(scene)
-    for mark in marks:
-        if "text" in mark.shows:
-            for place, character in enumerate(scene.texts[mark.cell]):
-                middle = mark.x + (place - 0.5) * mark.reach[0]
-                for patch in _reached(scene.world, middle, mark.y, (mark.reach[0] / 2, mark.reach[1])):
-                    rows[patch][_TEXT + place] = CHARACTERS.index(character)
-        else:
-            filled = _FILLED if "shape" in mark.shows else 1.0
-            reach = filled * mark.reach[0], filled * mark.reach[1]
-            for patch in _reached(scene.world, mark.x, mark.y, reach):
-                _tell_object(rows[patch], scene, mark.cell, mark.shows)
+def sketch_patches(scene: Scene, marks: Sequence[Mark], layout: Layout) -> Sketch:
+    """Every token tells what it shows itself: shape and color of the object, and which character."""
+    rows, first = _empty(scene, layout), 0
+    for grid in layout.grids:
+        token = {place: first + at for at, place in enumerate(grid.order)}
+        first += len(grid.order)
+        if grid.told:
+            _tell_marks(rows, scene, marks, grid, token)
     return rows
 
 
 def sketch_symbols(
-    scene: Scene, n: int, whole: float, rng: np.random.Generator, most: int = 3
+    scene: Scene, layout: Layout, n: int, whole: float, rng: np.random.Generator, most: int = 3
 ) -> tuple[Sketch, list[int]]:
-    """A scene as some of its patches, without drawing it: those that show something, and empty ones up to ``n``.
+    """A scene as some of its tokens, without drawing it: those that show something, and empty ones up to ``n``.
 
     Args:
-        scene: the board; its world's boards divide the patches evenly.
-        n: tokens.
+        scene: the board.
+        layout: the visual tokens of its image.
+        n: tokens; all of them where the image has fewer.
         whole: share of the objects all of whose tokens tell both shape and color, where these lie apart.
-        rng: draws the patches.
+        rng: draws the tokens.
         most: an object has one to so many tokens, unless shape and color lie apart.
 
     Returns:
-        A row for each token, and its patch, in the order of the patches.
+        A row for each token, and which of the image's it is, in their order.
     """
-    side = PATCHES_PER_SIDE // scene.board
-    chosen: dict[int, tuple[int, tuple[str, ...], str]] = {}  # patch -> cell, fields, character
+    cells = token_cells(scene, layout)
+    own: dict[int, list[int]] = {cell: [] for cell in range(scene.rows * scene.cols)}
+    for token, cell in enumerate(cells):
+        if cell >= 0:
+            own[cell].append(token)
+    across = _tokens_across(scene, layout)
+    chosen: dict[int, tuple[int, tuple[str, ...], str]] = {}  # token -> cell, fields, characters
     for cell in scene.objects:
-        patches = _patches_of(cell, scene.board)
         if scene.world.apart:
             both = bool(rng.random() < whole)
-            for patch, field in zip(rng.permutation(patches)[:2], ("color", "shape"), strict=True):
-                chosen[int(patch)] = (cell, ("shape", "color") if both else (field,), "")
+            for token, field in zip(rng.permutation(own[cell])[:2], ("color", "shape"), strict=True):
+                chosen[int(token)] = (cell, ("shape", "color") if both else (field,), "")
         else:
-            for patch in rng.permutation(patches)[: rng.integers(1, most + 1)]:
-                chosen[int(patch)] = (cell, ("shape", "color"), "")
+            for token in rng.permutation(own[cell])[: rng.integers(1, most + 1)]:
+                chosen[int(token)] = (cell, ("shape", "color"), "")
     for cell, text in scene.texts.items():
-        left = _patches_of(cell, scene.board)[side * int(rng.integers(side))]
-        for place in range(len(text)):
-            chosen[left + place] = (cell, (str(place),), text[place])
-    free = np.setdiff1d(np.arange(N_PATCHES), list(chosen))
-    patches = sorted([*chosen, *rng.permutation(free)[: n - len(chosen)].tolist()])[:n]
-    rows = _empty(scene)
-    for patch, (cell, shows, character) in chosen.items():
-        if character:
-            rows[patch][_TEXT + int(shows[0])] = CHARACTERS.index(character)
+        lines = [line for line in across if cells[line[0]] == cell]
+        line = lines[int(rng.integers(len(lines)))]
+        for place, character in enumerate(text):
+            token = line[min(place, len(line) - 1)]  # in a narrow cell, one token shows both
+            _, shows, told = chosen.get(token, (cell, (), ""))
+            chosen[token] = (cell, (*shows, str(place)), told + character)
+    if scene.world.label_size:
+        # How large the board is, which its last cell says.
+        chosen.setdefault(own[max(own)][-1], (max(own), (), ""))
+    free = np.setdiff1d(np.arange(layout.n_tokens), list(chosen))
+    tokens = sorted([*chosen, *rng.permutation(free)[: max(0, n - len(chosen))].tolist()])
+    rows = _empty(scene, layout)
+    for token, (cell, shows, characters) in chosen.items():
+        if characters:
+            for place, character in zip(shows, characters, strict=True):
+                rows[token][_TEXT + int(place)] = CHARACTERS.index(character)
+        elif shows:
+            _tell_object(rows[token], scene, cell, shows)
+    return [rows[token] for token in tokens], tokens
+
+
+def _empty(scene: Scene, layout: Layout) -> Sketch:
+    nowhere = scene.world.largest_board
+    return [
+        [*NOTHING, *(divmod(cell, scene.cols) if cell >= 0 else (nowhere, nowhere))]
+        for cell in token_cells(scene, layout)
+    ]
+
+
+def _tokens_across(scene: Scene, layout: Layout) -> list[list[int]]:
+    """The tokens that lie side by side in one cell, line by line of each grid."""
+    found: dict[tuple[int, int, int], list[int]] = {}
+    cells, token = token_cells(scene, layout), 0
+    for at, grid in enumerate(layout.grids):
+        for place in grid.order:
+            if grid.told:
+                found.setdefault((at, place // grid.cols, cells[token]), []).append(token)
+            token += 1
+    return [line for _, line in sorted(found.items())]
+
+
+def _tell_marks(
+    rows: Sketch, scene: Scene, marks: Sequence[Mark], grid: Grid, token: Mapping[int, int]
+) -> None:
+    """Write into the rows of a grid's tokens what the marks show there."""
+    for mark in marks:
+        if "text" in mark.shows:
+            for place, character in enumerate(scene.texts[mark.cell]):
+                middle = mark.x + (place - 0.5) * mark.reach[0]
+                for at in _reached(scene, grid, middle, mark.y, (mark.reach[0] / 2, mark.reach[1])):
+                    rows[token[at]][_TEXT + place] = CHARACTERS.index(character)
         else:
-            _tell_object(rows[patch], scene, cell, shows)
-    return [rows[patch] for patch in patches], patches
-
-
-def _empty(scene: Scene) -> Sketch:
-    cells = (divmod(patch_cell(patch, scene.board), scene.board) for patch in range(N_PATCHES))
-    return [[*NOTHING, row, col] for row, col in cells]
+            filled = _FILLED if "shape" in mark.shows else 1.0
+            reach = filled * mark.reach[0], filled * mark.reach[1]
+            for at in _reached(scene, grid, mark.x, mark.y, reach):
+                _tell_object(rows[token[at]], scene, mark.cell, mark.shows)
 
 
 def _tell_object(row: list[int], scene: Scene, cell: int, shows: Sequence[str]) -> None:
@@ -115,21 +162,18 @@ def _tell_object(row: list[int], scene: Scene, cell: int, shows: Sequence[str]) 
         row[_COLOR] = _COLORS.index(color)
 
 
-def _patches_of(cell: int, board: int) -> list[int]:
-    side, (row, col) = PATCHES_PER_SIDE // board, divmod(cell, board)
-    return [(row * side + i) * PATCHES_PER_SIDE + col * side + j for i in range(side) for j in range(side)]
-
-
-def _reached(world: World, x: float, y: float, reach: tuple[float, float]) -> list[int]:
-    """Patches that a mark lies over far enough, and always the one that its middle lies in."""
-    size = world.image_size / PATCHES_PER_SIDE
+def _reached(scene: Scene, grid: Grid, x: float, y: float, reach: tuple[float, float]) -> list[int]:
+    """Places of a grid that a mark lies over far enough, and always the one that its middle lies in."""
+    height, width = scene.image_shape
     lines = []
-    for middle, half in ((y, reach[1]), (x, reach[0])):
-        own = int(middle // size)
+    for middle, half, n, size in (
+        (y, reach[1], grid.rows, height / grid.rows),
+        (x, reach[0], grid.cols, width / grid.cols),
+    ):
         over = [
             k
-            for k in range(PATCHES_PER_SIDE)
+            for k in range(n)
             if min(middle + half, (k + 1) * size) - max(middle - half, k * size) > _OVERLAP * size
         ]
-        lines.append(sorted({*over, own}))
-    return [row * PATCHES_PER_SIDE + col for row in lines[0] for col in lines[1]]
+        lines.append(sorted({*over, int(middle // size)}))
+    return [row * grid.cols + col for row in lines[0] for col in lines[1]]

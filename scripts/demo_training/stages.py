@@ -15,17 +15,19 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from capa_probe.demo.dataset import split_rng
 from capa_probe.demo.drawing import render, render_with_marks
 from capa_probe.demo.scenes import Scene, random_scene
 from demo_training.architecture import Parts
+from demo_training.families import Layout
 from demo_training.loop import Stage
 from demo_training.recipe import NAMES, Phase, Recipe
-from demo_training.sketches import NOTHING, Sketch, field_sizes, sketch_patches, sketch_symbols
+from demo_training.sketches import NOTHING, Sketch, sketch_patches, sketch_symbols
 from demo_training.turns import PackedTurns, draw_questions, pack, right_by_task
-from demo_training.vocabulary import BOS, USER, build_processor, build_tokenizer
+from demo_training.visual import Seen, padded
 
 
 def build_stage(
@@ -77,8 +79,8 @@ class _Batch:
     ) -> None:
         self.recipe, self._draw, self._name, self._seed = recipe, draw, name, seed
         self._steps, self._n_scenes = steps, n_scenes
-        self._tokenizer = build_tokenizer(recipe.world)
-        self._images = build_processor(recipe.world).image_processor
+        self._processor = recipe.family.processor(recipe.world)
+        self._tokenizer = self._processor.tokenizer
 
     def __call__(self, step: int) -> object:
         rng = split_rng("train", self._seed, NAMES.index(self._name), step)
@@ -90,59 +92,71 @@ class _Batch:
         scenes = [random_scene(rng, world) for _ in range(n_scenes)]
         return self._draw(self, scenes, rng, phase)
 
-    def pixels(self, scenes: list[Scene]) -> Tensor:
-        return self._to_pixels([render(scene) for scene in scenes])
+    def layouts(self, scenes: list[Scene]) -> list[Layout]:
+        return [self.recipe.family.layout(scene.image_shape, scene.world) for scene in scenes]
 
-    def pixels_and_sketches(self, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    def images(self, scenes: list[Scene]) -> dict[str, Tensor]:
+        return self._to_tensors([render(scene) for scene in scenes])
+
+    def images_and_sketches(self, scenes: list[Scene]) -> tuple[dict[str, Tensor], Tensor]:
         drawn = [render_with_marks(scene) for scene in scenes]
-        sketches: list[Sketch] = [
-            sketch_patches(scene, marks) for scene, (_, marks) in zip(scenes, drawn, strict=True)
-        ]
-        return self._to_pixels([image for image, _ in drawn]), torch.tensor(sketches)
+        sketches: Sketch = []
+        for scene, layout, (_, marks) in zip(scenes, self.layouts(scenes), drawn, strict=True):
+            sketches += sketch_patches(scene, marks, layout)
+        return self._to_tensors([image for image, _ in drawn]), torch.tensor(sketches)
 
     def turns(self, scenes: list[Scene], phase: Phase, rng: np.random.Generator) -> PackedTurns:
         return pack(
-            [draw_questions(scene, phase.style, rng) for scene in scenes], phase.style, rng, self._tokenizer
+            [draw_questions(scene, phase.style, rng) for scene in scenes],
+            phase.style,
+            rng,
+            self._tokenizer,
+            self.recipe.family,
         )
 
-    def _to_pixels(self, images: list[object]) -> Tensor:
-        return self._images(images, return_tensors="pt")["pixel_values"]
+    def _to_tensors(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        return self.recipe.family.images(self._processor, images)
 
 
-def _draw_sketches(batch: _Batch, scenes: list[Scene], rng: object, phase: None) -> tuple[Tensor, Tensor]:
-    return batch.pixels_and_sketches(scenes)
+def _draw_sketches(
+    batch: _Batch, scenes: list[Scene], rng: object, phase: None
+) -> tuple[dict[str, Tensor], Tensor]:
+    return batch.images_and_sketches(scenes)
 
 
 def _draw_symbols(
     batch: _Batch, scenes: list[Scene], rng: np.random.Generator, phase: Phase
-) -> tuple[Tensor, Tensor, PackedTurns]:
-    turns = batch.turns(scenes, phase, rng)
+) -> tuple[Tensor, Seen, PackedTurns]:
+    turns, layouts = batch.turns(scenes, phase, rng), batch.layouts(scenes)
     n = phase.tokens or batch.recipe.symbol_tokens
-    drawn = [sketch_symbols(scene, n, phase.whole, rng, phase.most) for scene in scenes]
-    patches = torch.tensor([chosen for _, chosen in drawn])
-    return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
+    drawn = [
+        sketch_symbols(scene, layout, n, phase.whole, rng, phase.most)
+        for scene, layout in zip(scenes, layouts, strict=True)
+    ]
+    sketches = torch.tensor([row for sketch, _ in drawn for row in sketch])
+    return sketches, Seen.of(layouts, [tokens for _, tokens in drawn]), turns
 
 
 def _draw_joint(
     batch: _Batch, scenes: list[Scene], rng: np.random.Generator, phase: Phase
-) -> tuple[Tensor, PackedTurns]:
-    return batch.pixels(scenes), batch.turns(scenes, phase, rng)
+) -> tuple[dict[str, Tensor], Seen, PackedTurns]:
+    return batch.images(scenes), Seen.of(batch.layouts(scenes)), batch.turns(scenes, phase, rng)
 
 
 def _tower_loss(
-    parts: Parts, device: torch.device, data: tuple[Tensor, Tensor]
+    parts: Parts, device: torch.device, data: tuple[dict[str, Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, list[bool]]]:
-    pixels, wanted = (tensor.to(device) for tensor in data)
+    images, wanted = _on(device, data[0]), data[1].to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        scores = parts.heads(parts.patch_features(pixels))
+        scores = parts.heads(parts.features(images))
     loss, right = torch.zeros((), device=device), {}
-    for i, (name, s) in enumerate(zip(field_sizes(parts.recipe.world), scores, strict=True)):
+    for i, (name, s) in enumerate(zip(parts.fields, scores, strict=True)):
         # Where a patch lies is easy, and in its position embedding from the start.
         weight = 1.0 if i < len(NOTHING) else 0.2
-        loss = loss + weight * F.cross_entropy(s.float().flatten(0, 1), wanted[..., i].flatten())
-        hit = s.argmax(dim=-1) == wanted[..., i]
+        loss = loss + weight * F.cross_entropy(s.float(), wanted[:, i])
+        hit = s.argmax(dim=-1) == wanted[:, i]
         # Most patches show nothing: what counts is the others, and how often nothing is taken for something.
-        there = wanted[..., i] != NOTHING[i] if i < len(NOTHING) else torch.ones_like(hit)
+        there = wanted[:, i] != NOTHING[i] if i < len(NOTHING) else torch.ones_like(hit)
         right[name] = hit[there].tolist()
         if i < len(NOTHING):
             right[f"no {name}"] = hit[~there].tolist()
@@ -150,76 +164,89 @@ def _tower_loss(
 
 
 def _symbols_loss(
-    parts: Parts, device: torch.device, data: tuple[Tensor, Tensor, PackedTurns]
+    parts: Parts, device: torch.device, data: tuple[Tensor, Seen, PackedTurns]
 ) -> tuple[Tensor, dict[str, list[bool]]]:
-    sketches, positions, turns = data
-    return turns_loss(parts, parts.symbols(sketches.to(device)), positions.to(device), turns)
+    sketches, seen, turns = data
+    return turns_loss(parts, parts.symbols(sketches.to(device)), seen, turns)
 
 
 def _joint_loss(
-    parts: Parts, device: torch.device, data: tuple[Tensor, PackedTurns]
+    parts: Parts, device: torch.device, data: tuple[dict[str, Tensor], Seen, PackedTurns]
 ) -> tuple[Tensor, dict[str, list[bool]]]:
-    pixels, turns = data
+    images, seen, turns = data
     with torch.autocast(device.type, torch.bfloat16):
-        visual = parts.projector(parts.patch_features(pixels.to(device)))
-    positions = 2 + torch.arange(visual.shape[1], device=device).expand(len(visual), -1)
-    return turns_loss(parts, visual, positions, turns)
+        visual = parts.project(parts.features(_on(device, images)))
+    return turns_loss(parts, visual, seen, turns)
 
 
 def turns_loss(
-    parts: Parts, visual: Tensor, positions: Tensor, turns: PackedTurns
+    parts: Parts, visual: Tensor, seen: Seen, turns: PackedTurns
 ) -> tuple[Tensor, dict[str, list[bool]]]:
     """Cross-entropy of the answers, and which turns are right.
 
     Args:
         parts: the model.
-        visual: (batch, visual token, d_model).
-        positions: (batch, visual token) position ids of the visual tokens.
+        visual: (visual token, d_model) of all images, one image after the other.
+        seen: which tokens they are.
         turns: what is asked.
     """
     with torch.autocast(visual.device.type, torch.bfloat16):
-        logits = turn_logits(parts, visual, positions, turns)
+        logits = turn_logits(parts, visual, seen, turns)
     labels = turns.labels.to(logits.device)
     asked = labels >= 0
     loss = F.cross_entropy(logits[asked].float(), labels[asked])
     return loss, right_by_task(logits.detach().float().cpu(), turns)
 
 
-def turn_logits(parts: Parts, visual: Tensor, positions: Tensor, turns: PackedTurns) -> Tensor:
-    """(batch, position, vocabulary) logits of packed turns."""
-    device, batch = visual.device, len(visual)
-    embed = parts.decoder.embed_tokens
-    opening = torch.tensor(
-        [BOS, build_tokenizer(parts.recipe.world).convert_tokens_to_ids(USER)], device=device
-    )
-    n_prefix = len(opening) + visual.shape[1]
+def turn_logits(parts: Parts, visual: Tensor, seen: Seen, turns: PackedTurns) -> Tensor:
+    """(batch, position, vocabulary) logits of packed turns; arguments as for :func:`turns_loss`."""
+    device, embed, batch = visual.device, parts.decoder.embed_tokens, len(turns.ids)
+    opening, closing = parts.opening.to(device), parts.closing.to(device)
+    there, steps = seen.there.to(device), seen.steps.to(device)
     embedded = torch.cat(
-        [embed(opening).expand(batch, -1, -1), visual.to(embed.weight.dtype), embed(turns.ids.to(device))],
+        [
+            embed(opening).expand(batch, -1, -1),
+            padded(visual.to(embed.weight.dtype), there),
+            embed(closing).expand(batch, -1, -1),
+            embed(turns.ids.to(device)),
+        ],
         dim=1,
     )
+    prefix = F.pad(seen.there, (len(opening), len(closing)), value=True)
+    behind = len(opening) + seen.length.to(device)[:, None]
+    before_turns = behind + torch.arange(len(closing), device=device)
+    plain = torch.cat([before_turns, behind + len(closing) + turns.positions.to(device)], dim=1)
     places = torch.cat(
-        [torch.arange(len(opening), device=device).expand(batch, -1), positions, turns.positions.to(device)],
-        dim=1,
+        [
+            torch.arange(len(opening), device=device).expand(3, batch, -1),
+            len(opening) + steps,
+            plain.expand(3, -1, -1),
+        ],
+        dim=2,
     )
     hidden = parts.decoder(
         inputs_embeds=embedded,
-        attention_mask=turns.mask(n_prefix).to(device),
-        position_ids=places,
+        attention_mask=turns.mask(prefix).to(device),
+        position_ids=places if parts.recipe.family.three_positions else places[0],
         use_cache=False,
-    ).last_hidden_state[:, n_prefix:]
+    ).last_hidden_state[:, prefix.shape[1] :]
     return parts.lvlm.lm_head(hidden)
 
 
 def _projector_loss(
-    parts: Parts, device: torch.device, data: tuple[Tensor, Tensor]
+    parts: Parts, device: torch.device, data: tuple[dict[str, Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, list[bool]]]:
-    pixels, sketches = (tensor.to(device) for tensor in data)
+    images, sketches = _on(device, data[0]), data[1].to(device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        features = parts.patch_features(pixels)
+        features = parts.features(images)
         wanted = parts.symbols(sketches).float()
     with torch.autocast(device.type, torch.bfloat16):
-        found = parts.projector(features)
+        found = parts.project(features)
     return F.mse_loss(found.float(), wanted) / wanted.var(), {}
+
+
+def _on(device: torch.device, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in images.items()}
 
 
 _JOBS = {

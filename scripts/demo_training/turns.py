@@ -1,8 +1,8 @@
 """Many questions about one image in one sequence, none of which sees another.
 
-A turn sees what comes before all turns (BOS, ``USER:`` and the image) and itself, and its positions start anew after
-the image. So its logits are those of the question asked alone; without the mask the model learns to read answers
-off earlier turns.
+A turn sees what comes before all turns (the image, and what opens and closes it) and itself, and its positions start
+anew after the image. So its logits are those of the question asked alone; without the mask the model learns to read
+answers off earlier turns.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
+from capa_probe.demo.dataset import as_sentences
 from capa_probe.demo.questions import Question, ask, describe
 from capa_probe.demo.scenes import Scene
-from demo_training.vocabulary import ASSISTANT, EOS, N_PATCHES, build_tokenizer
+from demo_training.families import FAMILIES, DemoFamily
 
-#: Positions before the first token of a turn: BOS, USER: and the patches.
-PREFIX_LENGTH = 2 + N_PATCHES
 IGNORED = -100
+#: Share of the questions in prompt form that begin with a capital, as the shipped ones do, where that matters.
+_SENTENCES = 0.8
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PackedTurns:
         ids: (batch, position) token ids; padding is 0.
         labels: (batch, position) the token to predict there, or ``IGNORED``.
         turn: (batch, position) number of the turn from 1, or -1 at padding.
-        positions: (batch, position) position ids.
+        positions: (batch, position) position ids, counted from the start of the turn.
         tasks: for each scene, the tasks of its turns.
     """
 
@@ -67,10 +68,14 @@ class PackedTurns:
     positions: Tensor
     tasks: list[list[str]]
 
-    def mask(self, n_prefix: int) -> Tensor:
-        """(batch, 1, query, key): True where a query may look, prefix included."""
-        batch, length = self.turn.shape
-        turn = torch.cat([torch.zeros(batch, n_prefix, dtype=self.turn.dtype), self.turn], dim=1)
+    def mask(self, prefix: Tensor) -> Tensor:
+        """(batch, 1, query, key): True where a query may look, prefix included.
+
+        Args:
+            prefix: (batch, position) whether there is anything at a position before the turns.
+        """
+        n_prefix, length = prefix.shape[1], self.turn.shape[1]
+        turn = torch.cat([torch.where(prefix, 0, -2), self.turn], dim=1)
         causal = torch.ones(n_prefix + length, n_prefix + length, dtype=torch.bool).tril()
         visible = (turn[:, None, :] == 0) | (turn[:, None, :] == turn[:, :, None])
         return (causal & visible)[:, None]
@@ -93,14 +98,14 @@ def pack(
     scenes: list[list[Question]],
     style: TurnStyle,
     rng: np.random.Generator,
-    tokenizer: PreTrainedTokenizerFast | None = None,
+    tokenizer: PreTrainedTokenizerBase,
+    family: DemoFamily = FAMILIES["llava"],
 ) -> PackedTurns:
     """Put each scene's questions, with their answers, into one row."""
-    tokenizer = tokenizer or build_tokenizer()
-    rows = [[_written(question, style, rng) for question in questions] for questions in scenes]
+    rows = [[_written(question, style, rng, family) for question in questions] for questions in scenes]
     flat = [text for row in rows for pair in row for text in pair]
     encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
-    turns = [[(next(encoded), [*next(encoded), EOS]) for _ in row] for row in rows]
+    turns = [[(next(encoded), [*next(encoded), tokenizer.eos_token_id]) for _ in row] for row in rows]
 
     length = max(sum(len(q) + len(a) for q, a in row) for row in turns)
     ids = torch.zeros(len(turns), length, dtype=torch.long)
@@ -115,7 +120,7 @@ def pack(
             # The token before each answer token predicts it.
             labels[b, start + len(question) - 1 : here.stop - 1] = torch.tensor(answer)
             number[b, here] = t + 1
-            positions[b, here] = PREFIX_LENGTH + torch.arange(len(question) + len(answer))
+            positions[b, here] = torch.arange(len(question) + len(answer))
             start = here.stop
     return PackedTurns(ids, labels, number, positions, [[q.task for q in questions] for questions in scenes])
 
@@ -131,9 +136,13 @@ def right_by_task(logits: Tensor, turns: PackedTurns) -> dict[str, list[bool]]:
     return found
 
 
-def _written(question: Question, style: TurnStyle, rng: np.random.Generator) -> tuple[str, str]:
+def _written(
+    question: Question, style: TurnStyle, rng: np.random.Generator, family: DemoFamily
+) -> tuple[str, str]:
     text = question.text
     closed = rng.random() < style.template
     if not closed or rng.random() >= style.mark:
         text = text[:-1]
-    return f"{text} {ASSISTANT}" if closed else text, question.answer
+    if closed and family.capitals and rng.random() < _SENTENCES:
+        text = as_sentences(text)
+    return f"{text}{family.ask}" if closed else text, question.answer
