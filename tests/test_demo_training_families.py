@@ -27,7 +27,7 @@ from capa_probe.demo.worlds import CHARACTERS, COLORS, SHAPES, WIDE
 from demo_training.architecture import Parts
 from demo_training.evaluation import answer
 from demo_training.export import export
-from demo_training.families import FAMILIES, DemoFamily
+from demo_training.families import FAMILIES, DemoFamily, Sizes
 from demo_training.families.bpe import word_forms, word_merges
 from demo_training.loop import Stage, run_stage
 from demo_training.recipe import NAMES
@@ -43,11 +43,21 @@ OTHERS = [name for name in FAMILIES if name != "llava"]
 SEEDS = st.integers(0, 10_000)
 
 
+#: The same architectures, small, so that tests are fast.
+SMALL = Sizes(d_vision=32, vision_layers=2, d_model=64, d_mlp=64, layers=2, heads=4, kv_heads=2)
+SMALL_RECIPES = {name: replace(recipe, sizes=SMALL) for name, recipe in RECIPES.items()}
+
+
 @cache
 def fresh(name: str) -> Parts:
-    """Untrained, and not to be changed."""
+    """Small, untrained, and not to be changed."""
     torch.manual_seed(0)
-    return Parts(RECIPES[name]).eval()
+    return Parts(SMALL_RECIPES[name]).eval()
+
+
+@cache
+def hooked(name: str) -> cp.HookedLVLM:
+    return cp.HookedLVLM(fresh(name).lvlm, processor(name))
 
 
 def scenes(name: str, n: int, seed: int = 0) -> list[Scene]:
@@ -72,7 +82,7 @@ def test_packed_logits_are_those_of_the_question_asked_alone(name: str) -> None:
     layouts = [parts.family.layout(scene.image_shape, world) for scene in boards]
     if name != "llava":
         assert len({layout.n_tokens for layout in layouts}) > 1  # short rows are padded
-    compared = 0
+    compared, gap = 0, " " if name == "llava" else ""  # there, words are told apart by spaces
     with torch.no_grad():
         images = parts.family.images(processor, [render(scene) for scene in boards])
         visual = parts.project(parts.features(images))
@@ -82,10 +92,10 @@ def test_packed_logits_are_those_of_the_question_asked_alone(name: str) -> None:
                 here = turns.turn[b] == t + 1
                 ids = turns.ids[b, here]
                 for text in (question.text, as_sentences(question.text)):  # one of both is in the turn
-                    asked = prompt(processor, text)
+                    asked = prompt(processor, text) + gap
                     alone = processor(
                         images=[render(scene)],
-                        text=[f"{asked}{question.answer}{processor.tokenizer.eos_token}"],
+                        text=[f"{asked}{question.answer}{gap}{processor.tokenizer.eos_token}"],
                         return_tensors="pt",
                     )
                     n = len(ids)
@@ -135,13 +145,13 @@ def test_visual_features_are_the_models_own(name: str) -> None:
 def test_token_cells_are_where_the_toolkit_finds_the_tokens(name: str, seed: int) -> None:
     """Layouts against the spans that capa_probe reads off the processor's output, tile and thumbnail included."""
     parts, (scene,) = fresh(name), scenes(name, 1, seed)
-    lvlm = cp.HookedLVLM(parts.lvlm, processor(name))
+    lvlm = hooked(name)
     (span,) = lvlm.spans(lvlm.prepare([render(scene)], "what color is the star?")).images
     layout = parts.family.layout(scene.image_shape, scene.world)
     cells = token_cells(scene, layout)
     assert len(span.positions) == layout.n_tokens
     rows, cols = span.grid
-    tile_rows, tile_cols = span.tiling or (1, 1)
+    tile_rows, tile_cols = span.tile_grid or (1, 1)
     for token, cell in enumerate(cells):
         tile = int(span.tile[token])
         assert (tile == -1) == (cell == -1)
@@ -174,30 +184,44 @@ def test_images_have_as_many_visual_tokens_as_promised() -> None:
         FAMILIES["qwen2.5-vl"].layout((96, 96), WIDE)
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@given(seed=SEEDS)
-@settings(max_examples=10)
-def test_a_token_tells_what_it_shows(name: str, seed: int) -> None:
-    """Every object and text is told by tokens of its own cell or of a neighbor that it reaches into, and none else."""
-    (scene,) = scenes(name, 1, seed)
-    layout = FAMILIES[name].layout(scene.image_shape, WIDE)
-    _, marks = render_with_marks(scene)
-    sketch, cells = sketch_patches(scene, marks, layout), token_cells(scene, layout)
-    limits = list(field_sizes(WIDE, FAMILIES[name].has_untold).values())
-    told: dict[int, set[tuple[int, int]]] = {}
-    for row, cell in zip(sketch, cells, strict=True):
-        assert all(0 <= value < limit for value, limit in zip(row, limits, strict=True))
-        if cell < 0:
-            assert row == [*NOTHING, 9, 9]
-        else:
-            assert (row[4], row[5]) == divmod(cell, scene.cols)
-            told.setdefault(cell, set()).update((f, v) for f, v in enumerate(row[:4]) if v != NOTHING[f])
-    wanted = {
+def shown(scene: Scene) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """What lies where, as sketches write it: (row, column) -> (field, value)."""
+    things = {
         cell: {(0, SHAPES.index(shape)), (1, list(COLORS).index(color))}
         for cell, (shape, color) in scene.objects.items()
-    } | {cell: {(2 + i, CHARACTERS.index(c)) for i, c in enumerate(t)} for cell, t in scene.texts.items()}
-    for cell, things in wanted.items():
-        assert things <= told[cell]
+    } | {
+        cell: {(2 + place, CHARACTERS.index(character)) for place, character in enumerate(text)}
+        for cell, text in scene.texts.items()
+    }
+    return {divmod(cell, scene.cols): told for cell, told in things.items()}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_tokens_tell_what_they_show_and_where(name: str) -> None:
+    """Nothing that is not there; and all of it, but for a few characters where three tokens lie over two cells."""
+    limits = list(field_sizes(WIDE, FAMILIES[name].has_untold).values())
+    n_things = n_told = 0
+    for scene in scenes(name, 60):
+        layout = FAMILIES[name].layout(scene.image_shape, WIDE)
+        _, marks = render_with_marks(scene)
+        sketch, cells = sketch_patches(scene, marks, layout), token_cells(scene, layout)
+        told: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        for row, cell in zip(sketch, cells, strict=True):
+            assert all(0 <= value < limit for value, limit in zip(row, limits, strict=True))
+            here = {(field, value) for field, value in enumerate(row[:4]) if value != NOTHING[field]}
+            if cell < 0:
+                assert row == [*NOTHING, 9, 9]
+            elif here:
+                told.setdefault((row[4], row[5]), set()).update(here)
+            else:
+                assert (row[4], row[5]) == divmod(cell, scene.cols)
+        wanted = shown(scene)
+        assert set(told) <= set(wanted)
+        for place, things in wanted.items():
+            assert told[place] <= things
+            n_things += len(things)
+            n_told += len(told[place])
+    assert n_told == n_things if name == "qwen2.5-vl" else n_told > 0.995 * n_things
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -210,16 +234,13 @@ def test_symbols_hold_the_whole_scene_and_its_last_cell(name: str, seed: int, n:
     assert tokens == sorted(set(tokens))
     assert len(rows) == len(tokens) >= min(n, layout.n_tokens)
     cells = token_cells(scene, layout)
-    found: dict[int, set[tuple[int, int]]] = {}
+    found: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for row, token in zip(rows, tokens, strict=True):
         told = {(field, value) for field, value in enumerate(row[:4]) if value != NOTHING[field]}
-        found.setdefault(cells[token], set()).update(told)
-    assert scene.rows * scene.cols - 1 in found
-    wanted = {
-        cell: {(0, SHAPES.index(shape)), (1, list(COLORS).index(color))}
-        for cell, (shape, color) in scene.objects.items()
-    } | {cell: {(2 + i, CHARACTERS.index(c)) for i, c in enumerate(t)} for cell, t in scene.texts.items()}
-    assert {cell: told for cell, told in found.items() if told} == wanted
+        assert (row[4], row[5]) == (divmod(cells[token], scene.cols) if cells[token] >= 0 else (9, 9))
+        found.setdefault((row[4], row[5]), set()).update(told)
+    assert (scene.rows - 1, scene.cols - 1) in found
+    assert {place: told for place, told in found.items() if told} == shown(scene)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -268,11 +289,14 @@ def test_the_recipe_is_whole(name: str) -> None:
             assert recipe.phase(stage, 1.0) is phases[-1]
             steps = recipe.schedules[stage].steps
             assert all((end * steps) == pytest.approx(round(end * steps)) for end in ends)
-    assert 4 * sum(p.numel() for p in fresh(name).lvlm.parameters()) < 24e6
-    text = fresh(name).decoder.config
+    parts = Parts(cold)
+    assert (
+        4 * sum(p.numel() for p in parts.lvlm.parameters()) < 22e6
+    )  # besides the tokenizer and the card, 24 MB
+    text = parts.decoder.config
     assert text.num_hidden_layers >= 8
     assert text.num_key_value_heads < text.num_attention_heads
-    assert (fresh(name).decoder.layers[0].self_attn.q_proj.bias is not None) == (name != "llava")
+    assert (parts.decoder.layers[0].self_attn.q_proj.bias is not None) == (name != "llava")
 
 
 def weights(stage: Stage) -> dict[str, Tensor]:
@@ -289,9 +313,8 @@ def test_an_interrupted_stage_ends_at_the_same_weights(name: str, stage_name: st
 
     def trained(folder: Path, *stops: int | None) -> tuple[dict[str, Tensor], Parts]:
         for stop in stops:
-            parts = Parts(
-                RECIPES[name]
-            )  # as in a new process: what was learned comes from the checkpoint alone
+            # As in a new process: what was learned comes from the checkpoint alone.
+            parts = Parts(SMALL_RECIPES[name])
             parts.load_state_dict(start)
             stage = stage_of(parts)
             run_stage(stage, folder, lambda _: None, stop_at=stop)
@@ -313,7 +336,7 @@ def test_an_interrupted_stage_ends_at_the_same_weights(name: str, stage_name: st
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_saved_model_loads_offline_and_is_the_same(name: str, tmp_path: Path) -> None:
-    parts, recipe = fresh(name), RECIPES[name]
+    parts, recipe = fresh(name), SMALL_RECIPES[name]
     made = processor(name)
     log = [{"stage": stage, "step": 1, "seconds": 60.0, "accuracy": {"color": 0.5}} for stage in NAMES]
     result = {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125, "majority": 0.25}
@@ -363,7 +386,7 @@ def test_a_warm_start_computes_what_the_trained_decoder_does(name: str, tmp_path
     llava.lvlm.save_pretrained(tmp_path)
     llava_tokenizer = FAMILIES["llava"].tokenizer(RECIPES["llava"].world)
     llava_tokenizer.save_pretrained(tmp_path)
-    parts = Parts(RECIPES[name]).eval()
+    parts = Parts(SMALL_RECIPES[name]).eval()
     start_from(parts, tmp_path)
     text = "what color is the red circle?"
     mine = processor(name).tokenizer(text, return_tensors="pt")["input_ids"]
@@ -380,11 +403,11 @@ def test_a_warm_start_computes_what_the_trained_decoder_does(name: str, tmp_path
 
 
 def test_a_warm_start_from_other_sizes_is_refused(tmp_path: Path) -> None:
-    recipe = replace(RECIPES["llava"], sizes=replace(RECIPES["llava"].sizes, d_mlp=512))
+    recipe = replace(RECIPES["llava"], sizes=replace(SMALL, d_mlp=512))
     Parts(recipe).lvlm.save_pretrained(tmp_path)
     FAMILIES["llava"].tokenizer(recipe.world).save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match="intermediate_size is 512, not 256"):
-        start_from(Parts(RECIPES["internvl"]), tmp_path)
+    with pytest.raises(SystemExit, match="intermediate_size is 512, not 64"):
+        start_from(Parts(SMALL_RECIPES["internvl"]), tmp_path)
 
 
 def test_every_family_has_a_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,7 +55,10 @@ def token_cells(scene: Scene, layout: Layout) -> list[int]:
 
 
 def sketch_patches(scene: Scene, marks: Sequence[Mark], layout: Layout) -> Sketch:
-    """Every token tells what it shows itself: shape and color of the object, and which character."""
+    """Every token tells what it shows itself: shape and color of the object, and which character.
+
+    Where cells say where they lie, a token tells the place of what it shows, even if more of it lies in another cell.
+    """
     rows, first = _empty(scene, layout), 0
     for grid in layout.grids:
         token = {place: first + at for at, place in enumerate(grid.order)}
@@ -141,17 +145,35 @@ def _tell_marks(
     rows: Sketch, scene: Scene, marks: Sequence[Mark], grid: Grid, token: Mapping[int, int]
 ) -> None:
     """Write into the rows of a grid's tokens what the marks show there."""
+    shown: list[tuple[float, int, Mark, int]] = []  # distance of the middles, token, mark, which character
     for mark in marks:
+        parts = len(scene.texts[mark.cell]) if "text" in mark.shows else 1
+        filled = _FILLED if "shape" in mark.shows else 1.0
+        for part in range(parts):
+            x = mark.x + (part - 0.5) * mark.reach[0] if "text" in mark.shows else mark.x
+            reach = filled * mark.reach[0] / parts, filled * mark.reach[1]
+            shown += [
+                (_distance(scene, grid, at, x, mark.y), token[at], mark, part)
+                for at in _reached(scene, grid, x, mark.y, reach)
+            ]
+    owner: dict[int, int] = {}
+    for _, at, mark, _ in sorted(shown, key=lambda each: each[0]):
+        owner.setdefault(at, mark.cell)
+    for _, at, mark, part in shown:
+        if scene.world.label_size and owner[at] != mark.cell:
+            continue
         if "text" in mark.shows:
-            for place, character in enumerate(scene.texts[mark.cell]):
-                middle = mark.x + (place - 0.5) * mark.reach[0]
-                for at in _reached(scene, grid, middle, mark.y, (mark.reach[0] / 2, mark.reach[1])):
-                    rows[token[at]][_TEXT + place] = CHARACTERS.index(character)
+            rows[at][_TEXT + part] = CHARACTERS.index(scene.texts[mark.cell][part])
         else:
-            filled = _FILLED if "shape" in mark.shows else 1.0
-            reach = filled * mark.reach[0], filled * mark.reach[1]
-            for at in _reached(scene, grid, mark.x, mark.y, reach):
-                _tell_object(rows[token[at]], scene, mark.cell, mark.shows)
+            _tell_object(rows[at], scene, mark.cell, mark.shows)
+        if scene.world.label_size:
+            rows[at][-2:] = divmod(mark.cell, scene.cols)
+
+
+def _distance(scene: Scene, grid: Grid, place: int, x: float, y: float) -> float:
+    """From a point to the middle of a place of the grid, in pixels."""
+    (height, width), (row, col) = scene.image_shape, divmod(place, grid.cols)
+    return math.hypot((col + 0.5) * width / grid.cols - x, (row + 0.5) * height / grid.rows - y)
 
 
 def _tell_object(row: list[int], scene: Scene, cell: int, shows: Sequence[str]) -> None:

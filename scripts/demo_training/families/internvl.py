@@ -145,7 +145,7 @@ class InternVL(DemoFamily):
         """The tower and the images."""
         return (
             f"its vision tower ({sizes.d_vision} wide, {sizes.vision_layers} layers, {PATCH}-pixel patches) over "
-            f"tiles of {TILE} x {TILE} pixels, one to {MOST_TILES} for an image and then a thumbnail of all of it, pixel "
-            f"shuffle and a two-layer projector ({SIDE**2} visual tokens for each tile and for the thumbnail) and a Qwen2 "
-            "decoder"
+            f"tiles of {TILE} x {TILE} pixels, one to {MOST_TILES} for an image and then a thumbnail of all of it, "
+            f"pixel shuffle and a two-layer projector ({SIDE**2} visual tokens for each tile and for the thumbnail) "
+            "and a Qwen2 decoder"
         )

@@ -51,7 +51,9 @@ class Qwen25VL(DemoFamily):
     closing = "<|vision_end|>"
     ask = f"{END}\n{START}assistant\n"
     three_positions = True
-    prompt_form = "The prompt form is that of Qwen2.5-VL, its default system message included; the chat template writes it."
+    prompt_form = (
+        "The prompt form is that of Qwen2.5-VL, default system message included; the chat template writes it."
+    )
 
     def tokenizer(self, world: World) -> Qwen2Tokenizer:
         """Qwen2's, a token for each word."""
@@ -159,6 +161,6 @@ class Qwen25VL(DemoFamily):
         """The tower and the images."""
         return (
             f"its vision tower ({sizes.d_vision} wide, {sizes.vision_layers} layers, {PATCH}-pixel patches; attention "
-            f"in windows of {WINDOW} x {WINDOW} pixels, over the whole image in the last layer), a merger that makes one "
-            f"visual token of 2 x 2 patches ({FEWEST}-{MOST} for an image) and a decoder with M-RoPE"
+            f"in windows of {WINDOW} x {WINDOW} pixels, over the whole image in the last layer), a merger that makes "
+            f"one visual token of 2 x 2 patches ({FEWEST}-{MOST} for an image) and a decoder with M-RoPE"
         )
