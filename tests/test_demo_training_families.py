@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -332,6 +333,17 @@ def test_an_interrupted_stage_ends_at_the_same_weights(name: str, stage_name: st
         assert id(value) in names or torch.equal(value, start[key]), key
     steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_batches_can_be_drawn_by_other_processes(name: str) -> None:
+    """What they are sent, and send back, is whole."""
+    batch = build_stage("joint", fresh(name), 0, CPU, steps=2, scenes=2).batch
+    images, seen, turns = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(batch))(1)))
+    wanted, seen_here, turns_here = batch(1)
+    assert all(torch.equal(images[key], wanted[key]) for key in wanted)
+    assert torch.equal(seen.steps, seen_here.steps)
+    assert torch.equal(turns.ids, turns_here.ids)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
