@@ -19,7 +19,7 @@ def _wide_phase(phase: Phase) -> Phase:
 
 
 def _wide_recipe(family: DemoFamily) -> Recipe:
-    steps = {"tower": 1200, "projector": 400, "joint": 1500}
+    steps = {"tower": 700, "projector": 400, "joint": 1500}
     return replace(
         RECIPE,
         family=family,
