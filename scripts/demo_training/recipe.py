@@ -161,7 +161,7 @@ RECIPE = Recipe(
             ),
             # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
             Phase(
-                3700 / 7000,
+                3800 / 7000,
                 TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
                 {6: (4, 9)},
                 tokens=20,
