@@ -45,6 +45,7 @@ class Phase:
         most: in the symbols stage, most tokens of one object.
         scenes: in place of the stage's: scenes per step.
         rate: share of the stage's rates.
+        twin_by_place: as in the world.
     """
 
     until: float
@@ -56,10 +57,16 @@ class Phase:
     most: int = 3
     scenes: int | None = None
     rate: float = 1.0
+    twin_by_place: bool = False
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
-        return replace(world, objects=self.objects or world.objects, texts=self.texts or world.texts)
+        return replace(
+            world,
+            objects=self.objects or world.objects,
+            texts=self.texts or world.texts,
+            twin_by_place=self.twin_by_place,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ RECIPE = Recipe(
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(1200 / 7000, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
+            Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8, twin_by_place=True),
+            Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True),
+            Phase(1200 / 7000, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1, twin_by_place=True),
             Phase(
                 1300 / 7000,
                 TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
@@ -128,6 +135,7 @@ RECIPE = Recipe(
                 (1, 1),
                 tokens=12,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 1700 / 7000,
@@ -136,6 +144,7 @@ RECIPE = Recipe(
                 (1, 2),
                 tokens=14,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 2200 / 7000,
@@ -144,6 +153,7 @@ RECIPE = Recipe(
                 (1, 2),
                 tokens=14,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 2500 / 7000,
@@ -151,6 +161,7 @@ RECIPE = Recipe(
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 3000 / 7000,
@@ -159,6 +170,7 @@ RECIPE = Recipe(
                 tokens=20,
                 most=1,
                 scenes=8,
+                twin_by_place=True,
             ),
             # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
             Phase(
@@ -169,6 +181,7 @@ RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 4500 / 7000,
@@ -178,6 +191,7 @@ RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 5000 / 7000,
@@ -187,6 +201,7 @@ RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 5200 / 7000,
@@ -196,9 +211,10 @@ RECIPE = Recipe(
                 most=2,
                 scenes=8,
                 rate=0.3,
+                twin_by_place=True,
             ),
             Phase(
-                6100 / 7000,
+                5900 / 7000,
                 TurnStyle(
                     _TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
                 ),
@@ -207,11 +223,23 @@ RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                6500 / 7000,
+                TurnStyle(
+                    _TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
+                ),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.8,
             ),
             Phase(
                 1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0), scenes=8, rate=0.3
+                twin_by_place=True,
             ),
-        ),
         "joint": (
             Phase(
                 0.5,
