@@ -127,7 +127,14 @@ RECIPE = Recipe(
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
             Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8, twin_by_place=True),
             Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True),
-            Phase(1200 / 7000, TurnStyle(_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1, twin_by_place=True),
+            Phase(
+                1200 / 7000,
+                TurnStyle(_LOOKS, template=0.0, bare=0.9),
+                {6: (3, 6)},
+                tokens=15,
+                most=1,
+                twin_by_place=True,
+            ),
             Phase(
                 1300 / 7000,
                 TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
@@ -237,9 +244,9 @@ RECIPE = Recipe(
                 rate=0.8,
             ),
             Phase(
-                1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0), scenes=8, rate=0.3
-                twin_by_place=True,
+                1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0), scenes=8, rate=0.6
             ),
+        ),
         "joint": (
             Phase(
                 0.5,
