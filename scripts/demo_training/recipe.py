@@ -9,7 +9,7 @@ from capa_probe.demo.worlds import RICH, World
 from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
-NAMES = ("tower", "symbols", "projector", "joint")
+NAMES = ("tower", "symbols", "projector", "hops", "joint")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ _RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0
 _MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2, 1.0, 0.6))
 _PAIRS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 1.5, 0.3, 1.2, 1.2, 1.5, 2.5, 1.2, 0.6, 0.6))
 _TWINS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 0.8, 0.3, 1.0, 1.0, 2.0, 4.0, 0.8, 0.4, 0.4))
+_TWICE = _weights(RICH, (0.5, 0.3, 0.2, 0.2, 0.6, 0.3, 0.8, 0.8, 2.0, 4.0, 0.6, 0.4, 0.8))
 _LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
 RECIPE = Recipe(
@@ -116,11 +117,12 @@ RECIPE = Recipe(
     sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3),
+        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
+        "hops": Schedule(steps=2400, muon=0.0016, adamw=6e-4, tail=0.35),
         "joint": Schedule(steps=1600, muon=0.0016, adamw=6e-4, tail=0.5),
     },
-    scenes={"tower": 32, "symbols": 16, "projector": 32, "joint": 8},
+    scenes={"tower": 32, "symbols": 16, "projector": 32, "hops": 8, "joint": 8},
     phases={
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
@@ -233,7 +235,7 @@ RECIPE = Recipe(
                 twin_by_place=True,
             ),
             Phase(
-                6500 / 7000,
+                1.0,
                 TurnStyle(
                     _TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
                 ),
@@ -243,9 +245,28 @@ RECIPE = Recipe(
                 scenes=8,
                 rate=0.8,
             ),
+        ),
+        "hops": (
             Phase(
-                1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0), scenes=8, rate=0.6
+                1400 / 2400,
+                TurnStyle(
+                    _TWICE, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.2, by_place=0.6
+                ),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
             ),
+            Phase(
+                1800 / 2400,
+                TurnStyle(
+                    _TWICE, template=0.6, easy=0.0, bare=0.3, described=False, stones=0.1, by_place=0.6
+                ),
+                {6: (6, 12)},
+                tokens=36,
+                most=2,
+            ),
+            Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
         ),
         "joint": (
             Phase(
@@ -262,6 +283,7 @@ RECIPE = Recipe(
         "tower": "every patch tells what it shows itself, and in which row and column of the board it lies",
         "symbols": "the decoder answers about boards of 56 tokens, each the sum of what a patch shows",
         "projector": "patch features are mapped onto those tokens by regression",
+        "hops": "the decoder again, mostly questions that take several looks",
         "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
     },
 )
