@@ -274,7 +274,7 @@ def test_model_card_says_what_was_measured() -> None:
     assert "Mean of the 6 plain tasks" in card
     assert "12-pixel patches, 144 x 144 images" in card
     assert "| `tower` |" in card
-    assert "seed 7, a CPU; 4 minutes in all" in card
+    assert "seed 7, a CPU; 5 minutes in all" in card
     assert "- No sinks.\n" in card
     assert "\n## Known limits\n\n- " in card
     assert "{" not in card

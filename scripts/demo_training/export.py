@@ -74,7 +74,14 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
             "name": name,
             "what": recipe.what[name],
             "schedule": recipe.schedules[name],
-            "images": recipe.scenes[name],
+            "steps": recipe.schedules[name].stop or recipe.schedules[name].steps,
+            "images": " or ".join(
+                str(n)
+                for n in sorted(
+                    {phase.scenes or recipe.scenes[name] for phase in recipe.phases.get(name, ())}
+                    or {recipe.scenes[name]}
+                )
+            ),
             "minutes": seconds[name] / 60,
         }
         for name in NAMES

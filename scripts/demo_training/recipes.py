@@ -19,7 +19,7 @@ def _wide_phase(phase: Phase) -> Phase:
 
 
 def _wide_recipe(family: DemoFamily) -> Recipe:
-    steps = {"tower": 700, "projector": 400, "joint": 1500}
+    steps = {"tower": 700, "projector": 400}
     return replace(
         RECIPE,
         family=family,
@@ -34,26 +34,30 @@ def _wide_recipe(family: DemoFamily) -> Recipe:
             "tower": "every visual token tells what it shows itself, and which row and column its cell says it lies in",
             "symbols": "the decoder answers about boards of up to 75 tokens, each the sum of what a visual token shows",
             "projector": "features of visual tokens are mapped onto those tokens by regression",
+            "hops": RECIPE.what["hops"],
             "joint": RECIPE.what["joint"],
         },
     )
 
 
-#: What is left of the symbols stage for a decoder that has learned the tasks before: describing small boards, since how
-#: symbols are written is new, then the last three phases, each up to this share of the steps.
-_WARM_STEPS = 2500
-_WARM_PHASES: Sequence[tuple[int, float]] = ((5, 0.25), (6, 0.5), (8, 0.75), (9, 1.0))
+#: What is left of the symbols stage for a decoder that has learned the tasks before: small boards that are described,
+#: since how symbols are written is new; then larger ones; then boards as they are. Phases of the whole stage, each up
+#: to this share of the steps.
+_WARM_STEPS = 2000
+_WARM_PHASES: Sequence[tuple[int, float]] = ((5, 0.4), (8, 0.7), (11, 1.0))
 
 
 def warmed(recipe: Recipe) -> Recipe:
-    """The recipe for a decoder that starts from a trained one's weights."""
+    """The recipe for a decoder that starts from a trained one's weights; the stages after ``symbols`` are the same."""
     symbols = recipe.phases["symbols"]
-    phases = tuple(replace(symbols[at], until=until) for at, until in _WARM_PHASES)
+    phases = tuple(
+        replace(symbols[at], until=until, rate=1.0, twin_by_place=False) for at, until in _WARM_PHASES
+    )
+    schedule = replace(recipe.schedules["symbols"], steps=_WARM_STEPS, stop=None, muon=0.002, adamw=8e-4)
     return replace(
         recipe,
-        schedules=recipe.schedules
-        | {"symbols": replace(recipe.schedules["symbols"], steps=_WARM_STEPS, muon=0.003, adamw=1e-3)},
-        phases=recipe.phases | {"symbols": phases},
+        schedules={**recipe.schedules, "symbols": schedule},
+        phases={**recipe.phases, "symbols": phases},
     )
 
 

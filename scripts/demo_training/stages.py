@@ -1,9 +1,10 @@
-"""The stages of a recipe: tower, symbols, projector, joint.
+"""The stages of a recipe: tower, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
 3. ``projector``: patch features are mapped onto those tokens by regression.
-4. ``joint``: everything together, on images; the last part in prompt form only.
+4. ``hops``: the decoder again on such scenes, mostly questions that take several looks.
+5. ``joint``: everything together, on images; the last part in prompt form only.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def build_stage(
     recipe = parts.recipe
     schedule = recipe.schedules[name]
     if steps is not None:
-        schedule = replace(schedule, steps=steps)
+        schedule = replace(schedule, steps=steps, stop=None)
     trained = {
         "tower": {"tower": parts.tower, "heads": parts.heads},
         "symbols": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head, "symbols": parts.symbols},
         "projector": {"projector": parts.projector},
+        "hops": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head},
         "joint": {
             "tower": parts.tower,
             "projector": parts.projector,
@@ -62,6 +64,7 @@ def build_stage(
         batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
         slow=("tower",) if name == "joint" else (),
+        rate=lambda step: recipe.phase(name, step / schedule.steps).rate if name in recipe.phases else 1.0,
     )
 
 
@@ -253,5 +256,6 @@ _JOBS = {
     "tower": (_draw_sketches, _tower_loss),
     "symbols": (_draw_symbols, _symbols_loss),
     "projector": (_draw_sketches, _projector_loss),
+    "hops": (_draw_symbols, _symbols_loss),
     "joint": (_draw_joint, _joint_loss),
 }

@@ -18,6 +18,7 @@ from capa_probe.demo.dataset import as_sentences
 from capa_probe.demo.questions import Question, ask, describe
 from capa_probe.demo.scenes import Scene
 from demo_training.families import FAMILIES, DemoFamily
+from demo_training.stones import stepping_stone
 
 IGNORED = -100
 #: Share of the questions in prompt form that begin with a capital, as the shipped ones do, where that matters.
@@ -38,6 +39,8 @@ class TurnStyle:
         easy: share of the existence questions that name a shape only.
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
+        stones: share of stepping stones (see :mod:`demo_training.stones`) among the turns.
+        by_place: share of those among them that refer to a color by a place.
     """
 
     weights: dict[str, float]
@@ -48,6 +51,8 @@ class TurnStyle:
     easy: float = 0.3
     bare: float = 0.0
     texts: bool = False
+    stones: float = 0.0
+    by_place: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,9 @@ def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> 
     tasks = scene.world.tasks
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
+        if style.stones and rng.random() < style.stones:
+            questions.append(stepping_stone(scene, rng, style.by_place))
+            continue
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
             if style.bare and rng.random() < style.bare:
