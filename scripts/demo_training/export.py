@@ -94,6 +94,7 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
     return template.render(
         **facts,
         stages=stages,
+        cut_short=[name for name in NAMES if recipe.schedules[name].stop],
         world=world,
         sizes=recipe.sizes,
         family=recipe.family,
