@@ -120,7 +120,7 @@ RECIPE = Recipe(
         "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
         "hops": Schedule(steps=2400, muon=0.0016, adamw=6e-4, tail=0.35),
-        "joint": Schedule(steps=1600, muon=0.0016, adamw=6e-4, tail=0.5),
+        "joint": Schedule(steps=1000, muon=0.0016, adamw=6e-4, tail=0.5),
     },
     scenes={"tower": 32, "symbols": 16, "projector": 32, "hops": 8, "joint": 8},
     phases={
