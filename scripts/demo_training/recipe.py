@@ -132,6 +132,7 @@ SMALL_RECIPE = Recipe(
 _RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
 _RICH_LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
 _RICH_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
+_RICH_RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0.4, 0.4, 0.0))
 _RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
 _RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
@@ -161,7 +162,7 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.45,
+                0.425,
                 TurnStyle(_RICH_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
                 {6: (3, 6)},
                 (1, 2),
@@ -169,7 +170,15 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.55,
+                0.5,
+                TurnStyle(_RICH_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+            ),
+            Phase(
+                0.58,
                 TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
                 {6: (4, 9)},
                 tokens=20,
