@@ -170,7 +170,7 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.5,
+                0.55,
                 TurnStyle(_RICH_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
                 {6: (3, 6)},
                 (1, 2),
@@ -178,14 +178,14 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.58,
+                0.63,
                 TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6, texts=True),
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
             ),
             Phase(
-                0.65,
+                0.7,
                 TurnStyle(_RICH_MIDDLE, template=0.5, easy=0.1, bare=0.3),
                 {6: (6, 12)},
                 tokens=40,
