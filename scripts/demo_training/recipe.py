@@ -43,6 +43,7 @@ class Phase:
         tokens: in the symbols stage, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by
             its name sooner.
         most: in the symbols stage, most tokens of one object.
+        scenes: in place of the stage's: scenes per step.
     """
 
     until: float
@@ -52,6 +53,7 @@ class Phase:
     whole: float = 0.0
     tokens: int | None = None
     most: int = 3
+    scenes: int | None = None
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
@@ -141,7 +143,7 @@ RICH_RECIPE = Recipe(
     sizes=Sizes(vision_layers=3, d_mlp=256),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=5000, muon=0.004, adamw=1.5e-3, tail=0.3),
+        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
         "joint": Schedule(steps=1200, muon=0.002, adamw=7e-4),
     },
@@ -150,11 +152,13 @@ RICH_RECIPE = Recipe(
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(0.14, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(0.18, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(0.24, TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1),
+            Phase(700 / 7000, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
+            Phase(900 / 7000, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
             Phase(
-                0.26,
+                1200 / 7000, TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1
+            ),
+            Phase(
+                1300 / 7000,
                 TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9, easy=0.6),
                 {6: (3, 6)},
                 (1, 1),
@@ -162,7 +166,7 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.34,
+                1700 / 7000,
                 TurnStyle(_RICH_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
                 {6: (3, 6)},
                 (1, 2),
@@ -170,7 +174,7 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.44,
+                2200 / 7000,
                 TurnStyle(_RICH_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
                 {6: (3, 6)},
                 (1, 2),
@@ -178,18 +182,27 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
-                0.6,
+                2500 / 7000,
                 TurnStyle(_RICH_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
             ),
             Phase(
-                0.72,
+                4000 / 7000,
+                TurnStyle(_RICH_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+            ),
+            Phase(
+                5000 / 7000,
                 TurnStyle(_RICH_MIDDLE, template=0.6, easy=0.1, bare=0.3, described=False),
                 {6: (6, 12)},
                 tokens=36,
                 most=2,
+                scenes=8,
             ),
             Phase(1.0, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
         ),

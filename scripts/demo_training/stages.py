@@ -57,7 +57,7 @@ def build_stage(
         name,
         schedule,
         trained,
-        batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes or recipe.scenes[name]),
+        batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
         slow=("tower",) if name == "joint" else (),
     )
@@ -67,7 +67,13 @@ class _Batch:
     """Data of a step, from nothing but the seed, the stage and the step."""
 
     def __init__(
-        self, draw: Callable[..., object], name: str, recipe: Recipe, seed: int, steps: int, n_scenes: int
+        self,
+        draw: Callable[..., object],
+        name: str,
+        recipe: Recipe,
+        seed: int,
+        steps: int,
+        n_scenes: int | None,
     ) -> None:
         self.recipe, self._draw, self._name, self._seed = recipe, draw, name, seed
         self._steps, self._n_scenes = steps, n_scenes
@@ -80,7 +86,8 @@ class _Batch:
             self.recipe.phase(self._name, step / self._steps) if self._name in self.recipe.phases else None
         )
         world = phase.world(self.recipe.world) if phase else self.recipe.world
-        scenes = [random_scene(rng, world) for _ in range(self._n_scenes)]
+        n_scenes = self._n_scenes or (phase and phase.scenes) or self.recipe.scenes[self._name]
+        scenes = [random_scene(rng, world) for _ in range(n_scenes)]
         return self._draw(self, scenes, rng, phase)
 
     def pixels(self, scenes: list[Scene]) -> Tensor:
