@@ -59,6 +59,7 @@ class Stage:
         batch: step -> data, on the CPU, a function of the step alone.
         loss: data, step -> loss and, by name, lists of right or wrong answers.
         slow: names in ``trained`` whose rate is lowered.
+        rate: step -> by what the schedule's rate is multiplied.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Stage:
     batch: Callable[[int], Any]
     loss: Callable[[Any], tuple[Tensor, dict[str, list[bool]]]]
     slow: tuple[str, ...] = ()
+    rate: Callable[[int], float] = lambda step: 1.0
 
 
 CLIP_NORM = 0.5
@@ -113,7 +115,7 @@ def run_stage(
                 coming.append(ahead.submit(stage.batch, step + workers + 1))
             for optimizer, rates in zip(optimizers, peaks, strict=True):
                 for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = peak * stage.schedule.rate(step)
+                    group["lr"] = peak * stage.schedule.rate(step) * stage.rate(step)
                 optimizer.zero_grad()
             loss, right = stage.loss(data)
             loss.backward()

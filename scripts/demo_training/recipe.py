@@ -44,6 +44,7 @@ class Phase:
             its name sooner.
         most: in the symbols stage, most tokens of one object.
         scenes: in place of the stage's: scenes per step.
+        rate: share of the stage's rates.
     """
 
     until: float
@@ -54,6 +55,7 @@ class Phase:
     tokens: int | None = None
     most: int = 3
     scenes: int | None = None
+    rate: float = 1.0
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
@@ -189,12 +191,22 @@ RICH_RECIPE = Recipe(
                 most=1,
             ),
             Phase(
+                3000 / 7000,
+                TurnStyle(_RICH_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+            ),
+            # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
+            Phase(
                 4000 / 7000,
                 TurnStyle(_RICH_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
                 scenes=8,
+                rate=0.4,
             ),
             Phase(
                 5000 / 7000,
@@ -203,8 +215,14 @@ RICH_RECIPE = Recipe(
                 tokens=36,
                 most=2,
                 scenes=8,
+                rate=0.3,
             ),
-            Phase(1.0, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(
+                1.0,
+                TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0),
+                scenes=8,
+                rate=0.3,
+            ),
         ),
         "joint": (
             Phase(0.5, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),

@@ -60,6 +60,7 @@ def build_stage(
         batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
         slow=("tower",) if name == "joint" else (),
+        rate=lambda step: recipe.phase(name, step / schedule.steps).rate if name in recipe.phases else 1.0,
     )
 
 
