@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from capa_probe.demo.questions import Question, ask, describe
 from capa_probe.demo.scenes import Scene
+from demo_training.stones import stepping_stone
 from demo_training.vocabulary import ASSISTANT, EOS, N_PATCHES, build_tokenizer
 
 #: Positions before the first token of a turn: BOS, USER: and the patches.
@@ -37,6 +38,7 @@ class TurnStyle:
         easy: share of the existence questions that name a shape only.
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
+        stones: share of stepping stones (see :mod:`demo_training.stones`) among the turns.
     """
 
     weights: dict[str, float]
@@ -47,6 +49,7 @@ class TurnStyle:
     easy: float = 0.3
     bare: float = 0.0
     texts: bool = False
+    stones: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> 
     tasks = scene.world.tasks
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
+        if style.stones and rng.random() < style.stones:
+            questions.append(stepping_stone(scene, rng))
+            continue
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
             if style.bare and rng.random() < style.bare:

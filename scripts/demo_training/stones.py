@@ -1,0 +1,35 @@
+"""Questions that are asked in training only, because harder ones are learned from them.
+
+No task asks for a shape by its color, or for all things of a kind; counting, comparing and finding the other shape of
+a color take both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from capa_probe.demo.phrasings import plural
+from capa_probe.demo.questions import Question
+from capa_probe.demo.scenes import Scene
+
+
+def stepping_stone(scene: Scene, rng: np.random.Generator) -> Question:
+    """The only shape of a color, or a list of all things of one color or one shape."""
+    colors = Counter(color for _, color in scene.objects.values())
+    single = sorted(color for color, n in colors.items() if n == 1)
+    if single and rng.random() < 0.4:
+        color = single[rng.integers(len(single))]
+        cell = next(cell for cell, thing in scene.objects.items() if thing[1] == color)
+        return Question("shape_of", f"which shape is {color}?", scene.objects[cell][0], (cell,))
+    field = int(rng.integers(2))  # 0: things of a shape, told by their colors; 1: the other way round
+    kinds = sorted({thing[field] for thing in scene.objects.values()})
+    kind = kinds[rng.integers(len(kinds))]
+    cells = tuple(cell for cell, thing in sorted(scene.objects.items()) if thing[field] == kind)
+    told = (
+        f"{cell // scene.board + 1} {cell % scene.board + 1} {scene.objects[cell][1 - field]}"
+        for cell in cells
+    )
+    name = f"{kind} shapes" if field else plural(kind)
+    return Question("list", f"describe the {name}.", " , ".join(told), cells)
