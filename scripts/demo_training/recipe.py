@@ -201,7 +201,7 @@ RICH_RECIPE = Recipe(
             ),
             # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
             Phase(
-                3700 / 7000,
+                3800 / 7000,
                 TurnStyle(_RICH_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
                 {6: (4, 9)},
                 tokens=20,
