@@ -139,6 +139,7 @@ _RICH_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0
 _RICH_RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0.4, 0.4, 0.0))
 _RICH_MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2, 1.0, 0.6))
 _RICH_PAIRS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 1.5, 0.3, 1.2, 1.2, 1.5, 2.5, 1.2, 0.6, 0.6))
+_RICH_TWINS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 0.8, 0.3, 1.0, 1.0, 2.0, 4.0, 0.8, 0.4, 0.4))
 _RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
 RICH_RECIPE = Recipe(
@@ -219,7 +220,16 @@ RICH_RECIPE = Recipe(
                 rate=0.4,
             ),
             Phase(
-                5200 / 7000,
+                5000 / 7000,
+                TurnStyle(_RICH_TWINS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
+            ),
+            Phase(
+                5600 / 7000,
                 TurnStyle(_RICH_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
                 {6: (6, 12)},
                 tokens=36,
