@@ -229,13 +229,24 @@ RICH_RECIPE = Recipe(
                 rate=0.4,
             ),
             Phase(
-                5600 / 7000,
+                5200 / 7000,
                 TurnStyle(_RICH_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
                 {6: (6, 12)},
                 tokens=36,
                 most=2,
                 scenes=8,
                 rate=0.3,
+            ),
+            Phase(
+                6100 / 7000,
+                TurnStyle(
+                    _RICH_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
+                ),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
             ),
             Phase(
                 1.0,

@@ -13,10 +13,24 @@ import numpy as np
 from capa_probe.demo.phrasings import plural
 from capa_probe.demo.questions import Question
 from capa_probe.demo.scenes import Scene
+from capa_probe.demo.two_hop import comparable_name
 
 
-def stepping_stone(scene: Scene, rng: np.random.Generator) -> Question:
-    """The only shape of a color, or a list of all things of one color or one shape."""
+def stepping_stone(scene: Scene, rng: np.random.Generator, by_place: float = 0.0) -> Question:
+    """The only shape of a color, or a list of all things of one color or one shape.
+
+    Args:
+        scene: the board.
+        rng: draws the question.
+        by_place: share of lists of a color that is not named, but that of the shape in some place.
+    """
+    if by_place and rng.random() < by_place:
+        here = int(rng.permutation(sorted(scene.objects))[0])
+        cells = tuple(
+            cell for cell in sorted(scene.objects) if scene.objects[cell][1] == scene.objects[here][1]
+        )
+        name = f"shapes in the color of {comparable_name(scene, here, rng)}"
+        return Question("twins", f"describe the {name}.", _told(scene, cells, 0), cells)
     colors = Counter(color for _, color in scene.objects.values())
     single = sorted(color for color, n in colors.items() if n == 1)
     if single and rng.random() < 0.4:
@@ -27,9 +41,11 @@ def stepping_stone(scene: Scene, rng: np.random.Generator) -> Question:
     kinds = sorted({thing[field] for thing in scene.objects.values()})
     kind = kinds[rng.integers(len(kinds))]
     cells = tuple(cell for cell, thing in sorted(scene.objects.items()) if thing[field] == kind)
-    told = (
-        f"{cell // scene.board + 1} {cell % scene.board + 1} {scene.objects[cell][1 - field]}"
-        for cell in cells
-    )
     name = f"{kind} shapes" if field else plural(kind)
-    return Question("list", f"describe the {name}.", " , ".join(told), cells)
+    return Question("list", f"describe the {name}.", _told(scene, cells, 1 - field), cells)
+
+
+def _told(scene: Scene, cells: tuple[int, ...], field: int) -> str:
+    return " , ".join(
+        f"{cell // scene.board + 1} {cell % scene.board + 1} {scene.objects[cell][field]}" for cell in cells
+    )

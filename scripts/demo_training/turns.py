@@ -39,6 +39,7 @@ class TurnStyle:
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
         stones: share of stepping stones (see :mod:`demo_training.stones`) among the turns.
+        by_place: share of those among them that refer to a color by a place.
     """
 
     weights: dict[str, float]
@@ -50,6 +51,7 @@ class TurnStyle:
     bare: float = 0.0
     texts: bool = False
     stones: float = 0.0
+    by_place: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> 
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
         if style.stones and rng.random() < style.stones:
-            questions.append(stepping_stone(scene, rng))
+            questions.append(stepping_stone(scene, rng, style.by_place))
             continue
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
