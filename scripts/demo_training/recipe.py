@@ -149,9 +149,9 @@ RICH_RECIPE = Recipe(
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
         "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
-        "joint": Schedule(steps=1200, muon=0.002, adamw=7e-4),
+        "joint": Schedule(steps=1600, muon=0.0016, adamw=6e-4, tail=0.5),
     },
-    scenes={"tower": 32, "symbols": 16, "projector": 32, "joint": 16},
+    scenes={"tower": 32, "symbols": 16, "projector": 32, "joint": 8},
     phases={
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
@@ -256,7 +256,12 @@ RICH_RECIPE = Recipe(
             ),
         ),
         "joint": (
-            Phase(0.5, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(
+                0.5,
+                TurnStyle(
+                    _RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0, stones=0.15, by_place=0.5
+                ),
+            ),
             Phase(1.0, TurnStyle(_RICH_LATER, mark=0.9, described=False, easy=0.0)),
         ),
     },
