@@ -45,6 +45,7 @@ class Phase:
         most: in the symbols stage, most tokens of one object.
         scenes: in place of the stage's: scenes per step.
         rate: share of the stage's rates.
+        twin_by_place: as in the world.
     """
 
     until: float
@@ -56,10 +57,16 @@ class Phase:
     most: int = 3
     scenes: int | None = None
     rate: float = 1.0
+    twin_by_place: bool = False
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
-        return replace(world, objects=self.objects or world.objects, texts=self.texts or world.texts)
+        return replace(
+            world,
+            objects=self.objects or world.objects,
+            texts=self.texts or world.texts,
+            twin_by_place=self.twin_by_place,
+        )
 
 
 @dataclass(frozen=True)
@@ -156,10 +163,19 @@ RICH_RECIPE = Recipe(
         "symbols": (
             # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
             # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(700 / 7000, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(900 / 7000, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
             Phase(
-                1200 / 7000, TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9), {6: (3, 6)}, tokens=15, most=1
+                700 / 7000, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8, twin_by_place=True
+            ),
+            Phase(
+                900 / 7000, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True
+            ),
+            Phase(
+                1200 / 7000,
+                TurnStyle(_RICH_LOOKS, template=0.0, bare=0.9),
+                {6: (3, 6)},
+                tokens=15,
+                most=1,
+                twin_by_place=True,
             ),
             Phase(
                 1300 / 7000,
@@ -168,6 +184,7 @@ RICH_RECIPE = Recipe(
                 (1, 1),
                 tokens=12,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 1700 / 7000,
@@ -176,6 +193,7 @@ RICH_RECIPE = Recipe(
                 (1, 2),
                 tokens=14,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 2200 / 7000,
@@ -184,6 +202,7 @@ RICH_RECIPE = Recipe(
                 (1, 2),
                 tokens=14,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 2500 / 7000,
@@ -191,6 +210,7 @@ RICH_RECIPE = Recipe(
                 {6: (4, 9)},
                 tokens=20,
                 most=1,
+                twin_by_place=True,
             ),
             Phase(
                 3000 / 7000,
@@ -199,6 +219,7 @@ RICH_RECIPE = Recipe(
                 tokens=20,
                 most=1,
                 scenes=8,
+                twin_by_place=True,
             ),
             # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
             Phase(
@@ -209,6 +230,7 @@ RICH_RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 4500 / 7000,
@@ -218,6 +240,7 @@ RICH_RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 5000 / 7000,
@@ -227,6 +250,7 @@ RICH_RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
             ),
             Phase(
                 5200 / 7000,
@@ -236,9 +260,10 @@ RICH_RECIPE = Recipe(
                 most=2,
                 scenes=8,
                 rate=0.3,
+                twin_by_place=True,
             ),
             Phase(
-                6100 / 7000,
+                5900 / 7000,
                 TurnStyle(
                     _RICH_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
                 ),
@@ -247,12 +272,24 @@ RICH_RECIPE = Recipe(
                 most=1,
                 scenes=8,
                 rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                6500 / 7000,
+                TurnStyle(
+                    _RICH_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
+                ),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.8,
             ),
             Phase(
                 1.0,
                 TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0),
                 scenes=8,
-                rate=0.3,
+                rate=0.6,
             ),
         ),
         "joint": (

@@ -29,7 +29,7 @@ def stepping_stone(scene: Scene, rng: np.random.Generator, by_place: float = 0.0
         cells = tuple(
             cell for cell in sorted(scene.objects) if scene.objects[cell][1] == scene.objects[here][1]
         )
-        name = f"shapes in the color of {comparable_name(scene, here, rng)}"
+        name = f"shapes in the color of the {comparable_name(scene, here, rng)}"
         return Question("twins", f"describe the {name}.", _told(scene, cells, 0), cells)
     colors = Counter(color for _, color in scene.objects.values())
     single = sorted(color for color, n in colors.items() if n == 1)
