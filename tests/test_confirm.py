@@ -23,6 +23,7 @@ from capa_probe.benchmark.claims import (
     FAILS,
     HOLDS,
     UNKNOWN,
+    _over_steps,
     _said,
     costs_nothing,
     harms_less,
@@ -233,6 +234,16 @@ class TestClaims:
         assert costs_nothing({**self.row, "low": -0.019, "high": 0.01}) == HOLDS
         assert costs_nothing({**self.row, "low": -0.03, "high": -0.021}) == FAILS
         assert costs_nothing({**self.row, "low": -0.03, "high": 0.01}) == UNKNOWN
+
+    def test_ranking_anew_is_named_first(self) -> None:
+        """The table has CAPA first; the claim speaks of ranking anew."""
+        row = self.row | {"task": "all", "measure": "hellinger", "stage": "early", "first": "contribution"}
+        tests = pd.DataFrame([row | {"second": "every_step"}])
+        (claim,) = _over_steps({"over_steps_tests": tests})
+        assert claim.verdict == FAILS
+        assert claim.numbers.startswith(
+            "Hellinger distance 0.20000 against 0.10000, difference +0.10000 [+0.05000, +0.20000]"
+        )
         assert costs_nothing({**self.row, "low": -0.01, "n": 5}) == UNKNOWN
 
     def test_what_has_not_been_run_has_no_claim(self) -> None:
