@@ -2,11 +2,8 @@
 
 python scripts/train_demo_lvlm.py --work runs/train-demo --out data/demo-lvlm
 
-Interrupted, it goes on from its last checkpoint when run again, to the very same weights. The recipe of the world
-``small`` takes about an hour and 3 GB of memory on two CPU cores. That of ``rich`` needs its splits first:
-
-python scripts/make_shapesqa.py --world rich --out runs/rich-data
-python scripts/train_demo_lvlm.py --world rich --data runs/rich-data --work runs/train-rich --out runs/demo-rich
+Interrupted, it goes on from its last checkpoint when run again, to the very same weights. It takes about two and a
+half hours on one or two CPU cores.
 """
 
 from __future__ import annotations

@@ -61,15 +61,12 @@ def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
     return rows
 
 
-def sketch_symbols(
-    scene: Scene, n: int, whole: float, rng: np.random.Generator, most: int = 3
-) -> tuple[Sketch, list[int]]:
+def sketch_symbols(scene: Scene, n: int, rng: np.random.Generator, most: int = 3) -> tuple[Sketch, list[int]]:
     """A scene as some of its patches, without drawing it: those that show something, and empty ones up to ``n``.
 
     Args:
         scene: the board; its world's boards divide the patches evenly.
         n: tokens.
-        whole: share of the objects all of whose tokens tell both shape and color, where these lie apart.
         rng: draws the patches.
         most: an object has one to so many tokens, unless shape and color lie apart.
 
@@ -81,9 +78,8 @@ def sketch_symbols(
     for cell in scene.objects:
         patches = _patches_of(cell, scene.board)
         if scene.world.apart:
-            both = bool(rng.random() < whole)
             for patch, field in zip(rng.permutation(patches)[:2], ("color", "shape"), strict=True):
-                chosen[int(patch)] = (cell, ("shape", "color") if both else (field,), "")
+                chosen[int(patch)] = (cell, (field,), "")
         else:
             for patch in rng.permutation(patches)[: rng.integers(1, most + 1)]:
                 chosen[int(patch)] = (cell, ("shape", "color"), "")

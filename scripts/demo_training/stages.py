@@ -1,4 +1,4 @@
-"""The stages of a recipe: tower, symbols, projector, hops, joint.
+"""The stages of the recipe: tower, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
@@ -121,7 +121,7 @@ def _draw_symbols(
 ) -> tuple[Tensor, Tensor, PackedTurns]:
     turns = batch.turns(scenes, phase, rng)
     n = phase.tokens or batch.recipe.symbol_tokens
-    drawn = [sketch_symbols(scene, n, phase.whole, rng, phase.most) for scene in scenes]
+    drawn = [sketch_symbols(scene, n, rng, phase.most) for scene in scenes]
     patches = torch.tensor([chosen for _, chosen in drawn])
     return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
 
