@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from capa_probe.demo.drawing import render, render_with_marks
+from capa_probe.demo.phrasings import plural
 from capa_probe.demo.questions import ask, describe
 from capa_probe.demo.scenes import Scene, random_scene
 from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES
@@ -30,6 +33,7 @@ from demo_training.sketches import (
     token_cells,
 )
 from demo_training.stages import build_stage, turn_logits
+from demo_training.stones import stepping_stone
 from demo_training.turns import PackedTurns, TurnStyle, draw_questions, pack, right_by_task
 from demo_training.visual import Seen
 from demo_training.vocabulary import EOS, UNKNOWN, build_processor, build_tokenizer
@@ -179,13 +183,13 @@ def test_a_patch_tells_what_it_shows(seed: int) -> None:
         assert "".join(CHARACTERS[here[:, field].min()] for field in (2, 3)) == text
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]), st.booleans())
+@given(st.integers(0, 10_000), st.booleans())
 @settings(max_examples=25)
-def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> None:
+def test_symbols_hold_the_whole_scene(seed: int, apart: bool) -> None:
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, replace(RICH, apart=apart))
     layout = RECIPE.family.layout(scene.image_shape, RICH)
-    rows, patches = sketch_symbols(scene, layout, 64, whole, rng)
+    rows, patches = sketch_symbols(scene, layout, 64, rng)
     assert len(rows) == len(patches) == 64
     assert patches == sorted(set(patches))
     found: dict[int, set[tuple[int, int]]] = {}
@@ -193,7 +197,7 @@ def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> N
         cell = patch_cell(patch, 6)
         assert (row[4], row[5]) == divmod(cell, 6)
         told = {(field, value) for field, value in enumerate(row[:4]) if value != NOTHING[field]}
-        if apart and not whole:
+        if apart:
             assert len(told) <= 1
         found[cell] = found.get(cell, set()) | told
     wanted = {
@@ -205,6 +209,100 @@ def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> N
         for cell, text in scene.texts.items()
     }
     assert {cell: told for cell, told in found.items() if told} == wanted
+
+
+def test_every_object_and_character_has_a_token() -> None:
+    for name, phases in RECIPE.phases.items():
+        for phase in phases if name != "joint" else ():
+            world = phase.world(RECIPE.world)
+            most = max(most for _, most in world.objects.values()) * phase.most + 2 * world.texts[1]
+            assert most <= (phase.tokens or RECIPE.symbol_tokens)
+    tokens = [phase.tokens or RECIPE.symbol_tokens for phase in RECIPE.phases["symbols"]]
+    assert f"boards of {min(tokens)} to {max(tokens)} tokens" in RECIPE.what["symbols"]
+    assert RECIPE.family.config(RECIPE.sizes, RECIPE.world).vision_config.image_size == 12 * 12
+
+
+def test_phases_decide_rate_scenes_and_how_colors_are_compared() -> None:
+    steps = RECIPE.schedules["symbols"].steps
+    stage = build_stage("symbols", Parts(), 0, CPU)
+    for phase in RECIPE.phases["symbols"]:
+        step = round(phase.until * steps) - 1
+        assert stage.rate(step) == phase.rate
+        sketches, seen, turns = stage.batch(step)
+        n_scenes, n_tokens = phase.scenes or RECIPE.scenes["symbols"], phase.tokens or RECIPE.symbol_tokens
+        assert len(turns.tasks) == n_scenes
+        assert seen.there.shape == (n_scenes, n_tokens)
+        assert seen.there.all()
+        assert len(sketches) == n_scenes * n_tokens
+        assert phase.world(RICH).twin_by_place == phase.twin_by_place
+    assert build_stage("tower", Parts(), 0, CPU).rate(0) == 1.0
+
+
+def test_a_stage_stops_and_its_rate_is_multiplied(tmp_path: Path) -> None:
+    """At a rate of none, a second step changes nothing: the weights are those of a stage that stops before it."""
+    torch.manual_seed(0)
+    start, found = Parts().state_dict(), []
+    for stop in (1, None):
+        parts = Parts()
+        parts.load_state_dict(start)
+        stage = build_stage("projector", parts, 0, CPU, steps=2, scenes=1)
+        before = weights(stage)
+        schedule = replace(stage.schedule, stop=stop)
+        stage = replace(stage, schedule=schedule, rate=lambda step: float(step == 0))
+        run_stage(stage, tmp_path / str(stop), lambda _: None)
+        lines = (tmp_path / str(stop) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [stop or 2]
+        found.append(weights(stage))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in before)
+    assert any(not torch.equal(found[0][key], before[key]) for key in before)
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.0, 1.0]))
+@settings(max_examples=50)
+def test_stepping_stones_are_told_right(seed: int, twin_by_place: bool, twins: float) -> None:
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng, replace(RICH, twin_by_place=twin_by_place))
+    question = stepping_stone(scene, rng, twins)
+    assert UNKNOWN not in TOKENIZER(f"{question.text} {question.answer}")["input_ids"]
+    named = question.text[:-1].split()
+    assert (question.task == "twins") == bool(twins)
+    if question.task == "shape_of":
+        assert [(question.answer, named[-1])] == [t for t in scene.objects.values() if t[1] == named[-1]]
+        return
+    told = {}
+    for part in question.answer.split(" , "):
+        row, col, word = part.split()
+        told[(int(row) - 1) * scene.cols + int(col) - 1] = word
+    assert tuple(told) == question.cells == tuple(sorted(told))
+    if question.task == "twins":
+        place = [int(n) - 1 for word in ("row", "column") for n in re.findall(rf"{word} (\d)", question.text)]
+        meant = [
+            cell
+            for cell, (shape, _) in scene.objects.items()
+            if (divmod(cell, scene.cols) == tuple(place) if twin_by_place else shape == named[-1])
+        ]
+        assert len(meant) == 1 or not twin_by_place
+        wanted = [{c: s for c, (s, k) in scene.objects.items() if k == scene.objects[m][1]} for m in meant]
+        assert told in wanted
+    else:
+        of_color = {c: s for c, (s, k) in scene.objects.items() if k == named[2]}
+        of_shape = {c: k for c, (s, k) in scene.objects.items() if plural(s) == named[2]}
+        assert told == (of_color or of_shape)
+
+
+def test_styles_choose_stones_suffix_and_what_is_described() -> None:
+    for share in (0.0, 1.0):
+        rng = np.random.default_rng(0)
+        style = TurnStyle(ALL_ALIKE, bare=share, texts=bool(share), stones=0.3, twins=share)
+        for scene in scenes(4):
+            first, *others = draw_questions(scene, style, rng)
+            assert first == describe(scene, texts=bool(share))
+            assert all((text in first.answer) == bool(share) for text in scene.texts.values())
+            asked = [question for question in others if question.task in RICH.tasks]
+            stones = {question.task for question in others} - set(RICH.tasks)
+            assert asked
+            assert all(question.text.endswith(RICH.suffix) == (not share) for question in asked)
+            assert stones <= ({"twins"} if share else {"list", "shape_of"})
 
 
 def test_attention_in_float32_is_the_same_attention(parts: Parts) -> None:

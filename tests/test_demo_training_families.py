@@ -231,7 +231,7 @@ def test_tokens_tell_what_they_show_and_where(name: str) -> None:
 def test_symbols_hold_the_whole_scene_and_its_last_cell(name: str, seed: int, n: int) -> None:
     rng, (scene,) = np.random.default_rng(seed), scenes(name, 1, seed)
     layout = FAMILIES[name].layout(scene.image_shape, WIDE)
-    rows, tokens = sketch_symbols(scene, layout, n, 0.0, rng)
+    rows, tokens = sketch_symbols(scene, layout, n, rng)
     assert tokens == sorted(set(tokens))
     assert len(rows) == len(tokens) >= min(n, layout.n_tokens)
     cells = token_cells(scene, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from capa_probe.benchmark.store import read_tables
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.depth_compared import depth_compared
 
-FIRST = Path(__file__).parents[1] / "docs" / "data" / "depth-first"
+ROOT = Path(__file__).parents[1]
+FIRST = ROOT / "docs" / "data" / "depth-first"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,20 @@ def test_runs_without_regions_or_with_too_little(tables: dict[str, pd.DataFrame]
         depth_compared({"one": tables}, layer=3)
     with pytest.raises(CapaProbeError, match="0 models were given; give 1 to 6"):
         depth_compared({})
+    other = tables["depth_kept"].assign(keep=lambda table: table["keep"].replace(0.05, 0.02))
+    with pytest.raises(CapaProbeError, match=r"other shares of the tokens at layer 2: .*0\.02\]"):
+        depth_compared({"one": tables, "two": {**tables, "depth_kept": other}})
     blind = {**tables, "depth_gone": tables["depth_gone"].drop(columns="correct")}
     with pytest.raises(CapaProbeError, match="the run of one holds no accuracy"):
         depth_compared({"one": blind})
+
+
+def test_the_script_takes_names_and_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "compare_depth.py"))["main"]
+    main([f"one={FIRST}", f"two={FIRST}", "--out", str(tmp_path / "two.png")])
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as ended:
+        main([str(FIRST), "--out", str(tmp_path / "none.png")])
+    assert ended.value.code == 2
+    assert "give a name and the folder of a run, as in NAME=RUN" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()

@@ -34,7 +34,7 @@ def depth_compared(models: Mapping[str, Mapping[str, pd.DataFrame]], layer: int 
 
     Raises:
         CapaProbeError: there are too few models or too many, a run measured something other than accuracy, or lacks
-            the layer.
+            the layer, or two runs kept other shares of the tokens.
     """
     if not 1 <= len(models) <= len(_COLOURS):
         raise CapaProbeError(f"{len(models)} models were given; give 1 to {len(_COLOURS)}.")
@@ -44,6 +44,11 @@ def depth_compared(models: Mapping[str, Mapping[str, pd.DataFrame]], layer: int 
         layers = sorted(set(tables["depth_kept"]["layer"].tolist()))
         if layer not in layers:
             raise CapaProbeError(f"layer={layer} was given, but the run of {name} has the layers {layers}.")
+    shares = {name: _shares(tables, layer) for name, tables in models.items()}
+    if len({tuple(keeps) for keeps in shares.values()}) > 1:
+        raise CapaProbeError(
+            f"the runs kept other shares of the tokens at layer {layer}: {shares}; give runs with the same ones."
+        )
     figure = NotebookFigure(figsize=(11.6, 4.9))
     gone, kept, regions = figure.subplots(1, 3, sharey=True, width_ratios=(1.1, 0.9, 1.2))
     for number, (name, tables) in enumerate(models.items()):
@@ -88,6 +93,16 @@ def _of_all(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["task"] == "all"]
 
 
+def _at_random(tables: Mapping[str, pd.DataFrame], layer: int) -> pd.DataFrame:
+    table = _of_all(tables["depth_kept"])
+    own = table[(table["layer"] == layer) & (table["score"] == "random")]
+    return own.sort_values("keep", ascending=False)
+
+
+def _shares(tables: Mapping[str, pd.DataFrame], layer: int) -> list[float]:
+    return [float(keep) for keep in _at_random(tables, layer)["keep"]]
+
+
 def _gone(axes: Any, tables: Mapping[str, pd.DataFrame], name: str, look: dict[str, Any]) -> None:
     own = _of_all(tables["depth_gone"]).sort_values("layer")
     x = own["layer"] / own["layer"].max()
@@ -99,8 +114,7 @@ def _gone(axes: Any, tables: Mapping[str, pd.DataFrame], name: str, look: dict[s
 
 
 def _kept(axes: Any, tables: Mapping[str, pd.DataFrame], layer: int, look: dict[str, Any]) -> None:
-    table, verdict = _of_all(tables["depth_kept"]), tables["depth"].iloc[0]
-    own = table[(table["layer"] == layer) & (table["score"] == "random")].sort_values("keep", ascending=False)
+    own, verdict = _at_random(tables, layer), tables["depth"].iloc[0]
     none = _of_all(tables["depth_gone"]).set_index("layer").loc[layer]
     ends = {
         end: [

@@ -110,18 +110,26 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
 
 
 def _draw_curve(log: list[dict[str, Any]], file: Path, recipe: Recipe) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
-    for axis, stage in zip(axes, ("tower", "symbols", "joint"), strict=True):
-        lines = [line for line in log if line["stage"] == stage]
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), sharey=True, layout="constrained")
+    # A task has the same color in all panels but the tower's, which has tasks of its own.
+    found = {name for line in log for name in line["accuracy"] if line["stage"] != "tower"}
+    names = [*recipe.world.tasks, *sorted(found - set(recipe.world.tasks))]
+    for axis, stage in zip(axes, ("tower", "symbols", "hops", "joint"), strict=True):
+        # A stage that was stopped has some steps twice; those that count come last.
+        lines = list({line["step"]: line for line in log if line["stage"] == stage}.values())
+        lines.sort(key=lambda line: line["step"])
+        order = names if stage != "tower" else list(lines[0]["accuracy"])
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
-        # A task has the same color in both panels.
-        order = recipe.world.tasks
-        table = table[sorted(table.columns, key=lambda name: (*order, name).index(name))]
-        for name in table.columns:
-            axis.plot(table.index, table[name], label=name, linewidth=1.4)
+        smooth = table.rolling(3, min_periods=1, center=True).mean().where(table.notna())
+        for name in sorted(smooth.columns, key=order.index):
+            number = order.index(name)
+            axis.plot(
+                smooth.index, smooth[name], label=name, linewidth=1.2, color=f"C{number % 10}",
+                linestyle="-" if number < 10 else "--",
+            )  # fmt: skip
         axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower right")
-    axes[0].set_ylabel("share right, on new data")
+        axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    axes[0].set_ylabel("share right (means of 75 steps)")
     figure.savefig(file, dpi=110)
     plt.close(figure)

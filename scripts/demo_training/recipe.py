@@ -1,9 +1,10 @@
-"""What the demo models are made of: sizes, stages, rates, and which questions come when."""
+"""What the demo model is made of: sizes, stages, rates, and which questions come when."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from capa_probe.demo.worlds import RICH, Board, World
 from demo_training.families import FAMILIES, DemoFamily, Sizes
@@ -21,21 +22,18 @@ class Phase:
         until: share of the stage's steps at which it ends.
         style: what turns are made of.
         objects, texts: in place of the world's own: board -> fewest and most objects; fewest and most texts.
-        whole: in the symbols stage, share of the objects all of whose tokens tell both shape and color, where the world
-            keeps them apart: a stepping stone, since finding one and then the other is learned late.
-        tokens: in the symbols stage, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by
-            its name sooner.
-        most: in the symbols stage, most tokens of one object.
+        tokens: on symbols, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by its name
+            sooner.
+        most: on symbols, most tokens of one object.
         scenes: in place of the stage's: scenes per step.
         rate: share of the stage's rates.
-        twin_by_place: as in the world.
+        twin_by_place: in place of the world's own: whether an object whose color is compared is named by its place.
     """
 
     until: float
     style: TurnStyle
     objects: Mapping[Board, tuple[int, int]] | None = None
     texts: tuple[int, int] | None = None
-    whole: float = 0.0
     tokens: int | None = None
     most: int = 3
     scenes: int | None = None
@@ -54,7 +52,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a demo model is made.
+    """How the demo model is made.
 
     Attributes:
         family: the model's.
@@ -63,7 +61,7 @@ class Recipe:
         schedules: stage -> how it is optimized.
         scenes: stage -> scenes per step.
         phases: for the stages that ask questions, their phases in order; the last ends at 1.
-        symbol_tokens: visual tokens of a scene in the symbols stage.
+        symbol_tokens: visual tokens of a scene in the stages on symbols, where a phase does not say otherwise.
         what: stage -> what is learned in it, for the model card.
     """
 
@@ -89,7 +87,7 @@ def _weights(world: World, values: tuple[float, ...]) -> dict[str, float]:
 #: count_where, read_next, chain.
 _FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
 _LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
-_HOPS = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
+_READING = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
 _RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0.4, 0.4, 0.0))
 _MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2, 1.0, 0.6))
 _PAIRS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 1.5, 0.3, 1.2, 1.2, 1.5, 2.5, 1.2, 0.6, 0.6))
@@ -97,177 +95,97 @@ _TWINS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 0.8, 0.3, 1.0, 1.0, 2.0, 4.0, 0.8, 
 _TWICE = _weights(RICH, (0.5, 0.3, 0.2, 0.2, 0.6, 0.3, 0.8, 0.8, 2.0, 4.0, 0.6, 0.4, 0.8))
 _LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
+#: Boards of few objects, told by few tokens; and of more.
+_FEWEST: dict[str, Any] = {"objects": {6: (3, 6)}, "most": 1}
+_FEW: dict[str, Any] = {"objects": {6: (4, 9)}, "tokens": 20, "most": 1}
+_MORE: dict[str, Any] = {"objects": {6: (6, 12)}, "tokens": 36, "most": 2}
+_ALL: dict[str, Any] = {"mark": 0.9, "described": False, "easy": 0.0}
+
+_MIXED = TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False)
+_TWINS_TOLD = TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7)
+#: Steps of the symbols stage, by which its rates fall and its phases are told apart.
+_STEPS = 7000
+#: Phases in which colors were compared with that of the shape in some place, which was not learned.
+_BY_PLACE = (
+    # Describing small boards comes first: without it nothing else was learned in 350 steps. Finding a thing by
+    # its name was still at chance after 900, with the suffix and without; among 15 tokens it took 200 more.
+    Phase(700 / _STEPS, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}),
+    Phase(900 / _STEPS, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
+    Phase(1200 / _STEPS, TurnStyle(_LOOKS, template=0.0, bare=0.9), tokens=15, **_FEWEST),
+    Phase(
+        1300 / _STEPS, TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6), texts=(1, 1), tokens=12, **_FEWEST
+    ),
+    Phase(
+        1700 / _STEPS,
+        TurnStyle(_READING, template=0.1, bare=0.8, easy=0.4, texts=True),
+        texts=(1, 2),
+        tokens=14,
+        **_FEWEST,
+    ),
+    Phase(
+        2200 / _STEPS,
+        TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
+        texts=(1, 2),
+        tokens=14,
+        **_FEWEST,
+    ),
+    Phase(2500 / _STEPS, _MIXED, **_FEW),
+    Phase(3000 / _STEPS, _MIXED, scenes=8, **_FEW),
+    # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
+    Phase(3800 / _STEPS, _MIXED, scenes=8, rate=0.4, **_FEW),
+    Phase(4500 / _STEPS, replace(_MIXED, weights=_PAIRS, stones=0.25), scenes=8, rate=0.4, **_FEW),
+    Phase(5000 / _STEPS, replace(_MIXED, weights=_TWINS, stones=0.25), scenes=8, rate=0.4, **_FEW),
+    Phase(
+        5200 / _STEPS,
+        TurnStyle(_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
+        scenes=8,
+        rate=0.3,
+        **_MORE,
+    ),
+    Phase(5900 / _STEPS, _TWINS_TOLD, scenes=8, rate=0.4, **_FEW),
+)
+
 RECIPE = Recipe(
     family=FAMILIES["llava"],
     world=RICH,
     sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
+        "symbols": Schedule(steps=_STEPS, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
         "hops": Schedule(steps=2400, muon=0.0016, adamw=6e-4, tail=0.35),
-        "joint": Schedule(steps=1600, muon=0.0016, adamw=6e-4, tail=0.5),
+        "joint": Schedule(steps=1000, muon=0.0016, adamw=6e-4, tail=0.5),
     },
     scenes={"tower": 32, "symbols": 16, "projector": 32, "hops": 8, "joint": 8},
     phases={
         "symbols": (
-            # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
-            # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, whole=0.8, twin_by_place=True),
-            Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True),
-            Phase(
-                1200 / 7000,
-                TurnStyle(_LOOKS, template=0.0, bare=0.9),
-                {6: (3, 6)},
-                tokens=15,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                1300 / 7000,
-                TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
-                {6: (3, 6)},
-                (1, 1),
-                tokens=12,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                1700 / 7000,
-                TurnStyle(_HOPS, template=0.1, bare=0.8, easy=0.4, texts=True),
-                {6: (3, 6)},
-                (1, 2),
-                tokens=14,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                2200 / 7000,
-                TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
-                {6: (3, 6)},
-                (1, 2),
-                tokens=14,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                2500 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                3000 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                twin_by_place=True,
-            ),
-            # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
-            Phase(
-                3800 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                4500 / 7000,
-                TurnStyle(_PAIRS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                5000 / 7000,
-                TurnStyle(_TWINS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                5200 / 7000,
-                TurnStyle(_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
-                {6: (6, 12)},
-                tokens=36,
-                most=2,
-                scenes=8,
-                rate=0.3,
-                twin_by_place=True,
-            ),
-            Phase(
-                5900 / 7000,
-                TurnStyle(
-                    _TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
-                ),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                1.0,
-                TurnStyle(
-                    _TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, by_place=0.7
-                ),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.8,
-            ),
+            *(replace(phase, twin_by_place=True) for phase in _BY_PLACE),
+            Phase(1.0, _TWINS_TOLD, scenes=8, rate=0.8, **_FEW),
         ),
         "hops": (
             Phase(
                 1400 / 2400,
-                TurnStyle(
-                    _TWICE, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.2, by_place=0.6
-                ),
-                {6: (3, 6)},
-                (1, 2),
+                TurnStyle(_TWICE, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.2, twins=0.6),
+                texts=(1, 2),
                 tokens=14,
-                most=1,
+                **_FEWEST,
             ),
             Phase(
                 1800 / 2400,
-                TurnStyle(
-                    _TWICE, template=0.6, easy=0.0, bare=0.3, described=False, stones=0.1, by_place=0.6
-                ),
-                {6: (6, 12)},
-                tokens=36,
-                most=2,
+                TurnStyle(_TWICE, template=0.6, easy=0.0, bare=0.3, described=False, stones=0.1, twins=0.6),
+                **_MORE,
             ),
-            Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(1.0, TurnStyle(_LATER, template=0.8, **_ALL)),
         ),
         "joint": (
-            Phase(
-                0.5,
-                TurnStyle(
-                    _LATER, template=0.8, mark=0.9, described=False, easy=0.0, stones=0.15, by_place=0.5
-                ),
-            ),
-            Phase(1.0, TurnStyle(_LATER, mark=0.9, described=False, easy=0.0)),
+            Phase(0.5, TurnStyle(_LATER, template=0.8, stones=0.15, twins=0.5, **_ALL)),
+            Phase(1.0, TurnStyle(_LATER, **_ALL)),
         ),
     },
     symbol_tokens=56,
     what={
         "tower": "every patch tells what it shows itself, and in which row and column of the board it lies",
-        "symbols": "the decoder answers about boards of 56 tokens, each the sum of what a patch shows",
+        "symbols": "the decoder answers about boards of 12 to 56 tokens, each the sum of what a patch shows",
         "projector": "patch features are mapped onto those tokens by regression",
         "hops": "the decoder again, mostly questions that take several looks",
         "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",

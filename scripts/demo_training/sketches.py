@@ -69,7 +69,7 @@ def sketch_patches(scene: Scene, marks: Sequence[Mark], layout: Layout) -> Sketc
 
 
 def sketch_symbols(
-    scene: Scene, layout: Layout, n: int, whole: float, rng: np.random.Generator, most: int = 3
+    scene: Scene, layout: Layout, n: int, rng: np.random.Generator, most: int = 3
 ) -> tuple[Sketch, list[int]]:
     """A scene as some of its tokens, without drawing it: those that show something, and empty ones up to ``n``.
 
@@ -77,7 +77,6 @@ def sketch_symbols(
         scene: the board.
         layout: the visual tokens of its image.
         n: tokens; all of them where the image has fewer.
-        whole: share of the objects all of whose tokens tell both shape and color, where these lie apart.
         rng: draws the tokens.
         most: an object has one to so many tokens, unless shape and color lie apart.
 
@@ -93,9 +92,8 @@ def sketch_symbols(
     chosen: dict[int, tuple[int, tuple[str, ...], str]] = {}  # token -> cell, fields, characters
     for cell in scene.objects:
         if scene.world.apart:
-            both = bool(rng.random() < whole)
             for token, field in zip(rng.permutation(own[cell])[:2], ("color", "shape"), strict=True):
-                chosen[int(token)] = (cell, ("shape", "color") if both else (field,), "")
+                chosen[int(token)] = (cell, (field,), "")
         else:
             for token in rng.permutation(own[cell])[: rng.integers(1, most + 1)]:
                 chosen[int(token)] = (cell, ("shape", "color"), "")

@@ -1,4 +1,4 @@
-"""The stages of a recipe: tower, symbols, projector, hops, joint.
+"""The stages of the recipe: tower, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
@@ -133,7 +133,7 @@ def _draw_symbols(
     turns, layouts = batch.turns(scenes, phase, rng), batch.layouts(scenes)
     n = phase.tokens or batch.recipe.symbol_tokens
     drawn = [
-        sketch_symbols(scene, layout, n, phase.whole, rng, phase.most)
+        sketch_symbols(scene, layout, n, rng, phase.most)
         for scene, layout in zip(scenes, layouts, strict=True)
     ]
     sketches = torch.tensor([row for sketch, _ in drawn for row in sketch])

@@ -10,21 +10,23 @@ from collections import Counter
 
 import numpy as np
 
+from capa_probe.demo.naming import comparable_name
 from capa_probe.demo.phrasings import plural
 from capa_probe.demo.questions import Question
 from capa_probe.demo.scenes import Scene
-from capa_probe.demo.two_hop import comparable_name
 
 
-def stepping_stone(scene: Scene, rng: np.random.Generator, by_place: float = 0.0) -> Question:
-    """The only shape of a color, or a list of all things of one color or one shape.
+def stepping_stone(scene: Scene, rng: np.random.Generator, twins: float = 0.0) -> Question:
+    """Which is the only shape of a color, or a list of all things of one color or one shape.
 
     Args:
         scene: the board.
         rng: draws the question.
-        by_place: share of lists of a color that is not named, but that of the shape in some place.
+        twins: share of lists of a color that is not named, but is that of an object, named as in comparisons (see
+            :func:`comparable_name`). Any object may be taken, also one whose shape is on the board twice: named by
+            its shape, it is then not clear which is meant.
     """
-    if by_place and rng.random() < by_place:
+    if twins and rng.random() < twins:
         here = int(rng.permutation(sorted(scene.objects))[0])
         cells = tuple(
             cell for cell in sorted(scene.objects) if scene.objects[cell][1] == scene.objects[here][1]

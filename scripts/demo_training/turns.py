@@ -40,7 +40,7 @@ class TurnStyle:
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
         stones: share of stepping stones (see :mod:`demo_training.stones`) among the turns.
-        by_place: share of those among them that refer to a color by a place.
+        twins: share of those among them that list the shapes in the color of an object.
     """
 
     weights: dict[str, float]
@@ -52,7 +52,7 @@ class TurnStyle:
     bare: float = 0.0
     texts: bool = False
     stones: float = 0.0
-    by_place: float = 0.0
+    twins: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> 
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
         if style.stones and rng.random() < style.stones:
-            questions.append(stepping_stone(scene, rng, style.by_place))
+            questions.append(stepping_stone(scene, rng, style.twins))
             continue
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
