@@ -49,6 +49,7 @@ LAYERS = (
     "figures",
     "findings",
     "report",
+    "comparison",
     "demo",
     "console",
     "jobs",
