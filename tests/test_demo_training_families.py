@@ -37,7 +37,7 @@ from demo_training.sketches import NOTHING, field_sizes, sketch_patches, sketch_
 from demo_training.stages import build_stage, turn_logits
 from demo_training.turns import TurnStyle, draw_questions, pack
 from demo_training.visual import Seen
-from demo_training.warm_start import start_from
+from demo_training.warm_start import fitted_symbols, start_from
 
 CPU = torch.device("cpu")
 OTHERS = [name for name in FAMILIES if name != "llava"]
@@ -428,3 +428,23 @@ def test_every_family_has_a_line() -> None:
     assert set(RECIPES) == set(FAMILIES) == {"llava", "qwen2.5-vl", "internvl"}
     assert len({family.folder for family in FAMILIES.values()}) == 3
     assert all(isinstance(family, DemoFamily) for family in FAMILIES.values())
+
+
+def test_symbols_start_as_what_the_trained_projector_makes_of_what_they_stand_for() -> None:
+    """On other scenes, of an untrained model, whose tower tells where a patch lies and how bright it is."""
+    llava = fresh("llava")
+    tables = fitted_symbols(llava.lvlm, 24)
+    assert [len(table) for table in tables] == list(field_sizes(RECIPES["llava"].world).values())
+    world = RECIPES["llava"].world
+    errors, spread = [], []
+    for scene in scenes("llava", 4, seed=1):
+        image, marks = render_with_marks(scene)
+        sketch = sketch_patches(scene, marks, llava.family.layout(scene.image_shape, world))
+        images = llava.family.images(processor("llava"), [image])
+        with torch.no_grad():
+            wanted = llava.project(llava.features(images))
+        told = torch.tensor(sketch)
+        found = torch.stack([table[told[:, i]] for i, table in enumerate(tables)]).sum(dim=0)
+        errors.append((wanted - found).var())
+        spread.append(wanted.var())
+    assert sum(errors) < 0.7 * sum(spread)

@@ -41,10 +41,10 @@ def _wide_recipe(family: DemoFamily) -> Recipe:
 
 
 #: What is left of the symbols stage for a decoder that has learned the tasks before: small boards that are described,
-#: since how symbols are written is new; then larger ones; then boards as they are. Phases of the whole stage, each up
+#: since words, rows and columns are new; then larger ones; then boards as they are. Phases of the whole stage, each up
 #: to this share of the steps.
-_WARM_STEPS = 2000
-_WARM_PHASES: Sequence[tuple[int, float]] = ((5, 0.4), (8, 0.7), (11, 1.0))
+_WARM_STEPS = 1000
+_WARM_PHASES: Sequence[tuple[int, float]] = ((5, 0.3), (8, 0.6), (11, 1.0))
 
 
 def warmed(recipe: Recipe) -> Recipe:

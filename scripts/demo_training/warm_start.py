@@ -2,6 +2,8 @@
 
 Llama's decoder and Qwen2's compute the same where the bias on q, k and v is zero, and M-RoPE is RoPE on positions that
 are the same in all three directions, as those of text are. So weights carry over as they are, words to their tokens.
+Symbols start as what the trained model's projector makes of what they stand for: the looks by content, which are
+learned slowest, then find what they look for.
 """
 
 from __future__ import annotations
@@ -9,18 +11,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from capa_probe.demo.dataset import split_rng
+from capa_probe.demo.drawing import render_with_marks
+from capa_probe.demo.scenes import random_scene
 from demo_training.architecture import Parts
+from demo_training.families import FAMILIES
+from demo_training.recipe import RECIPE
+from demo_training.sketches import Sketch, field_sizes, sketch_patches
 from demo_training.vocabulary import ASSISTANT, USER
 
 _SPACE = "Ġ"
+#: Drawn scenes from which symbols are fitted.
+_SCENES = 192
 #: What plays the same part in both prompt forms.
 _ALIKE = {"<|im_end|>": "</s>", "<|im_start|>": "<s>", "Ċ": ASSISTANT, "user": USER}
 
 
 def start_from(parts: Parts, folder: Path) -> None:
-    """Copy the decoder and the output head of a trained LLaVA demo model into one of another family.
+    """Copy the decoder and the output head of a trained LLaVA demo model into one of another family, and fit symbols.
 
     Args:
         parts: freshly made; changed in place.
@@ -48,6 +60,38 @@ def start_from(parts: Parts, folder: Path) -> None:
             mine.copy_(theirs.mean(dim=0).expand_as(mine) if kind else mine)
             for token, sources in table.items():
                 mine[token] = theirs[sources].mean(dim=0)
+        for table, fitted in zip(parts.symbols.tables, fitted_symbols(trained), strict=True):
+            known = min(len(fitted), len(table.weight))
+            table.weight[:known] = fitted[:known]
+            # Rows and columns that the trained model has not seen.
+            table.weight[known:] += fitted.mean(dim=0)
+
+
+@torch.no_grad()
+def fitted_symbols(trained: PreTrainedModel, scenes: int = _SCENES) -> list[Tensor]:
+    """One table of symbols for each field, by least squares.
+
+    Args:
+        trained: a LLaVA demo model.
+        scenes: drawn for it.
+
+    Returns:
+        For each field of its world, (value, d_model): what sums to the projected features of a patch that shows these
+        values, as nearly as may be.
+    """
+    family, world = FAMILIES["llava"], RECIPE.world
+    sizes, processor = list(field_sizes(world).values()), family.processor(world)
+    told, found = [], []
+    for number in range(scenes):
+        scene = random_scene(split_rng("train", number), world)
+        image, marks = render_with_marks(scene)
+        sketch: Sketch = sketch_patches(scene, marks, family.layout(scene.image_shape, world))
+        fields = torch.tensor(sketch).unbind(dim=1)
+        told.append(torch.cat([F.one_hot(at, n) for at, n in zip(fields, sizes, strict=True)], dim=1))
+        found.append(family.project(trained, family.features(trained, family.images(processor, [image]))))
+    # Of all solutions the smallest, since the values of a field sum to one.
+    fitted = torch.linalg.lstsq(torch.cat(told).double(), torch.cat(found).double(), driver="gelsd").solution
+    return list(fitted.float().split(sizes))
 
 
 def token_table(tokenizer: PreTrainedTokenizerBase, trained: PreTrainedTokenizerBase) -> dict[int, list[int]]:
