@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from capa_probe.demo.worlds import WIDE
@@ -19,7 +19,7 @@ def _wide_phase(phase: Phase) -> Phase:
 
 
 def _wide_recipe(family: DemoFamily) -> Recipe:
-    steps = {"tower": 700, "projector": 400}
+    steps = {"tower": 700, "projector": 300}
     return replace(
         RECIPE,
         family=family,
@@ -40,25 +40,25 @@ def _wide_recipe(family: DemoFamily) -> Recipe:
     )
 
 
-#: What is left of the symbols stage for a decoder that has learned the tasks before: small boards that are described,
-#: since words, rows and columns are new; then larger ones; then boards as they are. Phases of the whole stage, each up
-#: to this share of the steps.
-_WARM_STEPS = 1000
-_WARM_PHASES: Sequence[tuple[int, float]] = ((5, 0.3), (8, 0.6), (11, 1.0))
+#: What is left for a decoder that has learned the tasks before, where words, rows and columns are new: on symbols,
+#: small boards that are described, then larger ones; then what takes several looks, up to boards as they are; then
+#: images. Stage -> steps, and phases of the whole stage, each up to this share of the steps.
+_WARM: Mapping[str, tuple[int, Sequence[tuple[int, float]]]] = {
+    "symbols": (600, ((5, 0.5), (8, 1.0))),
+    "hops": (1000, ((0, 0.2), (1, 0.5), (2, 1.0))),
+    "joint": (500, ((0, 0.5), (1, 1.0))),
+}
 
 
 def warmed(recipe: Recipe) -> Recipe:
-    """The recipe for a decoder that starts from a trained one's weights; the stages after ``symbols`` are the same."""
-    symbols = recipe.phases["symbols"]
-    phases = tuple(
-        replace(symbols[at], until=until, rate=1.0, twin_by_place=False) for at, until in _WARM_PHASES
-    )
-    schedule = replace(recipe.schedules["symbols"], steps=_WARM_STEPS, stop=None, muon=0.002, adamw=8e-4)
-    return replace(
-        recipe,
-        schedules={**recipe.schedules, "symbols": schedule},
-        phases={**recipe.phases, "symbols": phases},
-    )
+    """The recipe for a decoder that starts from a trained one's weights."""
+    schedules, phases = dict(recipe.schedules), dict(recipe.phases)
+    for stage, (steps, parts) in _WARM.items():
+        schedules[stage] = replace(schedules[stage], steps=steps, stop=None)
+        phases[stage] = tuple(replace(phases[stage][at], until=until) for at, until in parts)
+    schedules["symbols"] = replace(schedules["symbols"], muon=0.002, adamw=8e-4)
+    phases["symbols"] = tuple(replace(phase, rate=1.0, twin_by_place=False) for phase in phases["symbols"])
+    return replace(recipe, schedules=schedules, phases=phases)
 
 
 #: By family.
