@@ -196,7 +196,9 @@ class TestWheel:
             assert f"capa_probe/report/templates/{name}" in names_in_wheel
 
     def test_holds_the_demo(self, names_in_wheel: list[str]) -> None:
-        for folder in ("demo-lvlm", "shapesqa"):
+        folders = {path.name for path in (ROOT / "data").iterdir() if path.is_dir()}
+        assert folders >= {"demo-lvlm", "shapesqa"}
+        for folder in folders:
             files = [path for path in (ROOT / "data" / folder).rglob("*") if path.is_file()]
             assert files
             shipped = {f"capa_probe/_data/{path.relative_to(ROOT / 'data')}" for path in files}
