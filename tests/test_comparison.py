@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -231,3 +233,26 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     ]
     assert [model.name for model in read_runs(paths)] == ["same aaaaaaa", "same bbbbbbb"]
     assert [model.name for model in read_runs(paths[:1])] == ["same"]
+
+
+class TestOfAllFamilies:
+    """The script that makes every run and writes the table into a page."""
+
+    SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "compare_families.py"))
+
+    def test_runs_it_makes(self, tmp_path: Path) -> None:
+        made = list(self.SCRIPT["commands"](["llava"], tmp_path, 210))
+        assert [command[0] for command in made] == ["depth", "confirm", "demo"]
+        assert len({command[command.index("--out") + 1] for command in made}) == 3
+        for command in made:
+            options = {part for part in command if part.startswith("--")}
+            assert options <= set(
+                re.findall(r"--[a-z-]+", CliRunner().invoke(app, [command[0], "--help"]).stdout)
+            )
+
+    def test_only_what_lies_between_the_markers_is_written(self) -> None:
+        start, end = self.SCRIPT["START"], self.SCRIPT["END"]
+        text = self.SCRIPT["written"](f"before\n{start}\nold\n{end}\nafter\n", "| new |\n")
+        assert text == f"before\n{start}\n\n| new |\n\n{end}\nafter\n"
+        with pytest.raises(SystemExit, match="put them where the table belongs"):
+            self.SCRIPT["written"]("no markers", "| new |\n")

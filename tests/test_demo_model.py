@@ -69,6 +69,7 @@ def world(family: str) -> World:
 
 @cache
 def samples(family: str) -> tuple[cp.Sample, ...]:
+    folder(family)  # without the model, its questions may be missing too
     return tuple(cp.load_samples(demo_data_path("test", world(family).name)))
 
 

@@ -23,6 +23,7 @@ from capa_probe.demo.questions import Question, ask
 from capa_probe.demo.scenes import Scene, random_scene
 from capa_probe.demo.worlds import WORLDS
 from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.lvlm.spans import ImageSpan
 
 FAMILIES = pytest.mark.parametrize("family", DEMO_MODELS)
@@ -74,6 +75,7 @@ def questions(family: str) -> tuple[Asked, ...]:
     return tuple(found)
 
 
+@cache
 def samples(family: str) -> list[cp.Sample]:
     return [
         cp.Sample(str(n), render(asked.scene), as_sentences(asked.question.text), asked.question.answer)
@@ -81,13 +83,15 @@ def samples(family: str) -> list[cp.Sample]:
     ]
 
 
-def spans_of(family: str) -> list[ImageSpan]:
+def prepared(family: str) -> LVLMInputs:
+    """All questions in one padded batch."""
+    chosen = samples(family)
+    return wrap(family).prepare([s.open_images() for s in chosen], [s.question for s in chosen])
+
+
+def spans_of(family: str) -> tuple[ImageSpan, ...]:
     """One for each sample, as the toolkit tells them from what the processor made."""
-    lvlm = wrap(family)
-    return [
-        lvlm.spans(lvlm.prepare(sample.open_images(), sample.question)).images[0]
-        for sample in samples(family)
-    ]
+    return tuple(wrap(family).spans(prepared(family)).images)
 
 
 def tokens_of(span: ImageSpan, scene: Scene, cell: int) -> set[int]:
@@ -114,18 +118,15 @@ def tokens_of(span: ImageSpan, scene: Scene, cell: int) -> set[int]:
 
 def right_without(family: str, gone: Sequence[set[int]]) -> list[bool]:
     """Which answers are right when these visual tokens are never seen by the decoder."""
-    lvlm, found = wrap(family), []
-    for sample, tokens in zip(samples(family), gone, strict=True):
-        inputs = lvlm.prepare(sample.open_images(), sample.question)
-        n_visual = int(lvlm.spans(inputs).visual.sum())
-        stay = tuple(token for token in range(n_visual) if token not in tokens)
-        with KeepTokens(layers=(0,), tokens=(stay,)).attach(lvlm):
-            ids = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        text = lvlm.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[
-            0
-        ]
-        found.append(bool(is_correct(text, sample.answers)))
-    return found
+    lvlm, inputs = wrap(family), prepared(family)
+    stay = tuple(
+        tuple(token for token in range(len(span)) if token not in tokens)
+        for span, tokens in zip(spans_of(family), gone, strict=True)
+    )
+    with KeepTokens(layers=(0,), tokens=stay).attach(lvlm):
+        ids = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    texts = lvlm.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [bool(is_correct(text, s.answers)) for text, s in zip(texts, samples(family), strict=True)]
 
 
 @FAMILIES
