@@ -107,7 +107,9 @@ class TestTable:
         assert planted.sum() == 3
         assert of(table, "llava", "layers with sinks")["text"] == "2 & 4"
         assert of(table, "llava", "layers whose FFN is redundant for visual tokens")["text"] == "2 of 5: 2-3"
-        assert of(table, "llava", "... and not for text")["text"] == "1 of 5: 3"
+        assert (
+            of(table, "llava", "layers whose FFN is redundant for visual tokens only")["text"] == "1 of 5: 3"
+        )
 
     def test_claims_are_matched_by_place(self, folders: dict[str, Path]) -> None:
         """By stage and not by number of the layer, which differs between models; redundant layers are their own."""

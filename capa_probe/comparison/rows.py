@@ -13,7 +13,7 @@ import pandas as pd
 from capa_probe.analysis import layer_ranges
 from capa_probe.benchmark.claims import judge, shortened
 from capa_probe.benchmark.summary import ALL
-from capa_probe.comparison.runs import CONFIRM, DEPTH, ModelRuns
+from capa_probe.comparison.runs import CONFIRM, DEPTH, SHORT, ModelRuns
 
 #: Shares of the visual tokens, and what chose them.
 KEEPS = (0.5, 0.25, 0.1)
@@ -84,8 +84,8 @@ def _model(model: ModelRuns) -> Iterator[Entry]:
             yield Entry("pruned before layer", str(layer), stage, layer)
     for kind in (CONFIRM, DEPTH):
         if kind in model.manifests:
-            n = int(model.manifests[kind]["n_samples"])
-            yield Entry(f"questions answered ({kind})", f"{n:,}", value=n)
+            n, data = int(model.manifests[kind]["n_samples"]), model.manifests[kind]["data_fingerprint"]
+            yield Entry(f"questions answered ({kind}), fingerprint", f"{n:,}, {data[:SHORT]}", value=n)
 
 
 def _depth(model: ModelRuns) -> Iterator[Entry]:
@@ -104,7 +104,7 @@ def _depth(model: ModelRuns) -> Iterator[Entry]:
     )
     for name, label in (
         ("gone_2", "cost of removing all visual tokens before layer 2"),
-        ("gone_third", "... before a third of the depth"),
+        ("gone_third", "cost of removing all visual tokens before a third of the depth"),
         ("random_25", "cost of keeping a random 25 % from layer 2 on"),
     ):
         if not math.isnan(row[name]):
@@ -119,7 +119,7 @@ def _ffn(model: ModelRuns) -> Iterator[Entry]:
         return
     for column, label in (
         ("redundant", "layers whose FFN is redundant for visual tokens"),
-        ("visual_only", "... and not for text"),
+        ("visual_only", "layers whose FFN is redundant for visual tokens only"),
     ):
         layers = table.loc[table[column], "layer"]
         text = f"{len(layers)} of {len(table)}" + (f": {layer_ranges(layers)}" if len(layers) else "")

@@ -18,7 +18,8 @@ from capa_probe.schema import MANIFEST_FILE
 from capa_probe.tables import LayerProfile
 
 PROFILE, CONFIRM, DEPTH = "profile", "confirm", "depth"
-_SHORT = 7
+#: Digits of a hash that are shown.
+SHORT = 7
 
 
 @dataclass
@@ -103,4 +104,4 @@ def _tell_apart(models: dict[str, ModelRuns]) -> None:
     names = [model.name for model in models.values()]
     for weights, model in models.items():
         if names.count(model.name) > 1:
-            model.name = f"{model.name} {weights[:_SHORT]}"
+            model.name = f"{model.name} {weights[:SHORT]}"

@@ -41,11 +41,11 @@ def _wide_recipe(family: DemoFamily) -> Recipe:
 
 
 #: What is left for a decoder that has learned the tasks before, where words, rows and columns are new: on symbols,
-#: small boards that are described, then larger ones; then what takes several looks, up to boards as they are; then
+#: small boards that are described, then larger ones; then more objects, and boards as they are; then
 #: images. Stage -> steps, and phases of the whole stage, each up to this share of the steps.
 _WARM: Mapping[str, tuple[int, Sequence[tuple[int, float]]]] = {
     "symbols": (600, ((5, 0.5), (8, 1.0))),
-    "hops": (1000, ((0, 0.2), (1, 0.5), (2, 1.0))),
+    "hops": (500, ((1, 0.3), (2, 1.0))),
     "joint": (500, ((0, 0.5), (1, 1.0))),
 }
 
