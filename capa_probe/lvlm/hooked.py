@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.checks import check_layout, refuse_compiled
 from capa_probe.lvlm.families import Family, family_of
-from capa_probe.lvlm.inputs import LVLMInputs, find_spans, prepare
+from capa_probe.lvlm.inputs import LVLMInputs, find_spans, input_device, prepare
 from capa_probe.lvlm.loading import load
 from capa_probe.lvlm.points import Block, LazyHookPoint, at_input
 from capa_probe.lvlm.spans import TokenSpans
@@ -52,11 +53,13 @@ class HookedLVLM(Wrapper):
         processor: the model's processor; needed only for :meth:`prepare`.
 
     Raises:
-        CapaProbeError: the model's family or attention backend is not supported.
+        CapaProbeError: the model's family, attention backend or layer layout is not supported, or it is compiled.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None) -> None:
         super().__init__()
+        if isinstance(model, nn.Module):
+            refuse_compiled(model)
         if not isinstance(model, PreTrainedModel):
             raise CapaProbeError(
                 f"An object of type {type(model).__name__} was given; give a transformers model, or a name or path to "
@@ -70,6 +73,7 @@ class HookedLVLM(Wrapper):
             )
         text_model = family.text_model(model)
         check_backend(text_model)
+        check_layout(family.layers(model))
         self.wrap(model)
         self.processor = processor
         self.family: Family = family
@@ -109,7 +113,7 @@ class HookedLVLM(Wrapper):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.model.device
+        return input_device(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -187,8 +191,9 @@ class HookedLVLM(Wrapper):
         forward.
 
         Raises:
-            CapaProbeError: a name that does not exist, or a filter that matches none.
+            CapaProbeError: a name that does not exist, a filter that matches none, or a model compiled in the meantime.
         """
+        refuse_compiled(self.model)
         fwd, bwd = list(fwd_hooks), list(bwd_hooks)
         for name, _ in bwd:
             self._matching(name)
@@ -244,7 +249,11 @@ class HookedLVLM(Wrapper):
 
         The call holds q, k, v and the mask as the backend sees them, and computes chosen rows of the attention
         pattern on demand; nothing of size query x key is made.
+
+        Raises:
+            CapaProbeError: the model was compiled in the meantime.
         """
+        refuse_compiled(self.model)
         with ExitStack() as stack:
             for layer in range(self.n_layers) if layers is None else layers:
                 stack.callback(self._block(layer).observe(observer))

@@ -27,6 +27,8 @@ from capa_probe.measures import attention_probabilities
 #: What the tap can stand for, and the name under which it is registered.
 TAP_NAMES = {"sdpa": "capa_probe_sdpa", "eager": "capa_probe_eager"}
 _STOCK_NAMES = {tap: stock for stock, tap in TAP_NAMES.items()}
+#: Arguments of attention functions that change its probabilities: soft-capping, learned sink logits, position biases.
+_MORE_THAN_SOFTMAX = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,13 @@ class AttentionCall:
             and weight.dtype.is_floating_point
         ):
             return F.linear(x.to(weight.dtype), weight)  # type: ignore[arg-type]
-        out: Tensor = self.o_proj.forward(x.to(self.query.dtype))
-        return out if bias is None else out - bias
+        x = x.to(self.query.dtype)
+        out: Tensor = self.o_proj.forward(x)
+        if bias is None:
+            return out
+        if bias.device != out.device:  # offloaded
+            bias = self.o_proj.forward(x.new_zeros(x.shape[-1]))
+        return out - bias
 
     def _mask_rows(self, queries: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """For query indices (batch, query): what each may see (bool) and what is added to its scores."""
@@ -134,6 +141,12 @@ def _tapped(stock_of: Callable[[nn.Module], Callable[..., Any]]) -> Callable[...
         listeners = _LISTENERS.get(module)
         if not listeners:
             return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        for name in _MORE_THAN_SOFTMAX:
+            if kwargs.get(name) is not None:
+                raise CapaProbeError(
+                    f"{type(module).__name__} passes {name} to its attention, which the probabilities computed beside "
+                    "it would lack; give a model with plain softmax attention."
+                )
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = kwargs.get("is_causal")
         if causal is None:

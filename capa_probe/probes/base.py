@@ -53,6 +53,10 @@ class Probe(ABC):
 class AttentionProbe(Probe):
     """Reads one attention call per layer and fills a value for every key."""
 
+    #: What a key is given at a decode step whose sliding window has passed it, so that the cache no longer holds it:
+    #: a number, or None for its value at the step before.
+    passed: ClassVar[float | None] = 0.0
+
     @abstractmethod
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Columns of one layer.

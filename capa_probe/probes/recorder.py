@@ -7,10 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import AttentionCall, HookedLVLM, TokenSpans
 from capa_probe.probes.base import AttentionProbe, Probe, ResidualProbe, StepContext
+
+
+def not_one_forward_per_step() -> CapaProbeError:
+    """What to raise where the forwards that a recorder saw are not one prefill and one forward for each new token."""
+    return CapaProbeError(
+        "The model ran other forwards than one prefill and one for each generated token while it was measured; do not "
+        "run it from within a hook, and turn prefill in chunks and assisted generation off in its generation_config."
+    )
 
 
 class Recorder:
@@ -56,6 +66,10 @@ class Recorder:
 
     def _begin_step(self, x: Tensor, hook: object) -> None:
         step = len(self.steps)
+        n_queries = self.spans.padding.shape[1] if step == 0 else 1
+        done = step == 0 or {len(layers) for layers in self.steps[-1].values()} == {self.lvlm.n_layers}
+        if not done or x.shape[1] != n_queries:
+            raise not_one_forward_per_step()
         query = self.spans.last if step == 0 else torch.zeros_like(self.spans.last)
         self._context = StepContext(step, query, self.spans, self.lvlm.norm_eps, self.sink_dims)
         self.steps.append(defaultdict(list))
@@ -68,7 +82,19 @@ class Recorder:
         assert self._context is not None
         row = call.row(self._context.query)
         for probe in self._attention:
-            self._keep(probe.measure(call, row, self._context))
+            columns = probe.measure(call, row, self._context)
+            self._keep({name: self._all_keys(name, x, call, probe.passed) for name, x in columns.items()})
+
+    def _all_keys(self, name: str, values: Tensor, call: AttentionCall, passed: float | None) -> Tensor:
+        """A column with a value for the keys, too, that a sliding window's cache has dropped: those on the left."""
+        step = len(self.steps) - 1
+        n_passed = self.spans.padding.shape[1] + step - call.key.shape[2]
+        if n_passed <= 0:
+            return values
+        if passed is None:
+            before = self.steps[step - 1][name][call.layer][:, :n_passed]
+            return torch.cat([before, values], dim=1)
+        return F.pad(values, (n_passed, 0), value=passed)
 
     def _residual_hooks(self) -> list[tuple[str, Callable[..., None]]]:
         points = sorted({point for probe in self._residual for point in probe.points})

@@ -14,6 +14,7 @@ class ValueNorm(AttentionProbe):
 
     name = "value_norm"
     columns = ("value_norm",)
+    passed = None  # the vector is what it was
 
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
         """``value_norm`` (batch, key)."""

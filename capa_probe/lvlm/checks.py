@@ -1,0 +1,66 @@
+"""What a model must be for its hook points to mean what their names say, beyond its attention backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from capa_probe.errors import CapaProbeError
+
+#: The parts of a decoder layer ``x + attention(norm(x))``, then ``x + FFN(norm(x))``.
+LAYER_PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+
+
+def check_layout(layers: Sequence[nn.Module]) -> None:
+    """Refuse decoder layers that do not add the bare outputs of attention and FFN to the residual stream.
+
+    Where a norm or a factor follows the output projection (Gemma 2 and 3, OLMo 2, GLM-4, Granite), or attention knows
+    more than softmax(q·k) (soft-capping, learned sink logits), attention contributions would be numbers without a
+    meaning. Normed queries and keys (Qwen3) and sliding windows (Mistral) are fine.
+
+    Raises:
+        CapaProbeError: a layer is laid out otherwise; the message names what differs.
+    """
+    for layer in layers:
+        found = [name for name, part in layer.named_children() if any(True for _ in part.parameters())]
+        missing = [name for name in LAYER_PARTS if name not in found]
+        extra = [name for name in found if name not in LAYER_PARTS]
+        attention = getattr(layer, "self_attn", nn.Module())
+        missing += [f"self_attn.{name}" for name in ("v_proj", "o_proj") if not hasattr(attention, name)]
+        differs = [f"without {name}" for name in missing] + [f"with {name}" for name in extra]
+        differs += [
+            f"with {name}={factor:g}"
+            for name in ("residual_multiplier", "residual_scale")
+            if isinstance(factor := getattr(layer, name, None), (int, float)) and factor != 1
+        ]
+        if getattr(attention, "attn_logit_softcapping", None) is not None:
+            differs.append("with soft-capped attention")
+        if getattr(attention, "sinks", None) is not None:
+            differs.append("with learned sink logits in attention")
+        if differs:
+            raise CapaProbeError(
+                f"The text tower has a {type(layer).__name__} {', '.join(differs)}, for which attention contributions "
+                "and residual updates are not defined here; give a model whose layers add the outputs of self_attn and "
+                "mlp to the residual stream as they are, such as Llama, Mistral, Qwen2, Qwen3 or Gemma 1."
+            )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model of which something is compiled: a compiled graph does not notice hooks that come later.
+
+    Raises:
+        CapaProbeError: ``torch.compile`` or ``Module.compile`` was applied to it or to a part of it.
+    """
+    for name, module in model.named_modules():
+        if (
+            module._compiled_call_impl is not None
+            or hasattr(module, "_orig_mod")
+            or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        ):
+            what = f"A model whose {name} is" if name else "A model that is"
+            raise CapaProbeError(
+                f"{what} compiled with torch.compile was given, which would run on without its hooks; give the model "
+                "as it was before, and compile afterwards."
+            )
