@@ -1,6 +1,6 @@
 """``cp.profile`` from end to end: samples and tensors in, tables out, and what it says when something is wrong.
 
-That the numbers are right is tested in ``test_columns.py``.
+That the numbers are right is tested in ``tests/oracles``.
 """
 
 from __future__ import annotations
