@@ -51,12 +51,14 @@ def attention_probabilities(
     batch, heads, queries, d_head = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     grouped = query.float().reshape(batch, kv_heads, -1, d_head)
-    scores = (grouped @ key.float().transpose(-1, -2)).reshape(batch, heads, queries, keys) * scaling
+    # The factor goes to the queries, which are few.
+    scores = ((grouped * scaling) @ key.float().transpose(-1, -2)).reshape(batch, heads, queries, keys)
     if bias is not None:
         scores = scores + bias.float()
     if allowed is None:
         return scores.softmax(dim=-1)
-    return scores.masked_fill(~allowed, -math.inf).softmax(dim=-1).masked_fill(~allowed, 0.0)
+    hidden = ~allowed
+    return scores.masked_fill_(hidden, -math.inf).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
 def weighted_values(
@@ -68,8 +70,9 @@ def weighted_values(
     Each row is what key ``i`` adds to the attention output of one query token, before the output projection.
     """
     batch, kv_heads, keys, d_head = values.shape
-    grouped = attention.float().reshape(batch, kv_heads, -1, keys)
-    return torch.einsum("bgrk,bgkd->bkgrd", grouped, values.float()).reshape(batch, keys, -1)
+    weights = attention.float().reshape(batch, kv_heads, -1, keys).permute(0, 3, 1, 2)
+    # In the order of the result, which einsum would copy into it.
+    return (weights.unsqueeze(-1) * values.float().transpose(1, 2).unsqueeze(3)).reshape(batch, keys, -1)
 
 
 def attention_contribution(
@@ -169,13 +172,14 @@ def sink_strength(
         is NaN with index -1.
     """
     x = x.float()
-    normed = (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).abs()
+    scale = torch.rsqrt(x.norm(dim=-1, keepdim=True).square() / x.shape[-1] + eps)
     if dims is None:
-        strength, index = normed.topk(min(top, x.shape[-1]), dim=-1)
+        largest, index = x.abs().topk(min(top, x.shape[-1]), dim=-1)
     else:
         chosen = torch.as_tensor(sorted(set(dims)), device=x.device, dtype=torch.long)
-        strength, index = normed[..., chosen].topk(min(top, len(chosen)), dim=-1)
+        largest, index = x[..., chosen].abs().topk(min(top, len(chosen)), dim=-1)
         index = chosen[index]
+    strength = largest * scale
     missing = top - strength.shape[-1]
     return F.pad(strength, (0, missing), value=math.nan), F.pad(index, (0, missing), value=-1)
 
@@ -193,7 +197,11 @@ def io_cosine(
         (...) cosines in float32; 1 means that the block changes at most the length.
     """
     x = x.float()
-    return F.cosine_similarity(x, x + update.float(), dim=-1)
+    y = x + update.float()
+    # As F.cosine_similarity, which makes four tensors of this size: touching new memory takes longer than the sums.
+    lengths = x.norm(dim=-1).clamp(min=1e-8) * y.norm(dim=-1).clamp(min=1e-8)
+    products = x * y if y.requires_grad else y.mul_(x)
+    return products.sum(dim=-1) / lengths
 
 
 def hadamard_alpha(
