@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 import capa_probe as cp
-from capa_probe.schema import MEASURES, TOKEN_SCHEMA
+from capa_probe.probes.token_table import PLACE_COLUMNS
+from capa_probe.schema import TOKEN_SCHEMA
 from tests import processors, tiny
 
 #: What float32 lets differ: of the value itself, or of the largest one of its column and layer.
 TOLERANCE = 1e-5
-DIMENSIONS = tuple(name for name in MEASURES if name.startswith("sink_dim"))
+MEASURED = tuple(name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS)
+DIMENSIONS = tuple(name for name in MEASURED if name.startswith("sink_dim"))
 
 
 def profiled(lvlm: cp.HookedLVLM, samples: Iterable[Any], **options: Any) -> pd.DataFrame:
@@ -36,10 +38,10 @@ def worst_difference(found: pd.DataFrame, wanted: pd.DataFrame) -> dict[str, flo
     Asserts on the way that the rows are the same ones, and that the same cells hold a value.
     """
     assert len(found) == len(wanted)
-    places = [name for name in TOKEN_SCHEMA.names if name not in MEASURES]
+    places = list(PLACE_COLUMNS)
     pd.testing.assert_frame_equal(found[places], wanted[places], check_exact=True)
     layers, worst = wanted["layer"].to_numpy(), {}
-    for name in MEASURES:
+    for name in MEASURED:
         one, other = (table[name].to_numpy(dtype=float) for table in (found, wanted))
         assert np.array_equal(np.isnan(one), np.isnan(other)), name
         largest = pd.Series(np.abs(other)).groupby(layers).transform("max").to_numpy()

@@ -1,4 +1,4 @@
-"""What is measured on a sample depends on that sample alone: not on its batch, the padding, the order or the workers."""
+"""What is measured on a sample depends on it alone: not on its batch, the padding, the order or the workers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def more_padding(inputs: dict[str, Tensor], n: int, side: str, filler: int = tin
 @FAMILIES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_padding_side_and_amount(family: str, dtype: torch.dtype) -> None:
-    """In float64 what is left of a difference is that statistics are kept in float32, so that nothing hides behind it."""
+    """In float64 all that is left of a difference is that statistics are kept in float32: nothing hides behind it."""
     lvlm = cp.HookedLVLM(tiny.build(family).to(dtype))
     batches = {side: in_dtype(tiny.inputs(family, padding_side=side), dtype) for side in ("left", "right")}
     wanted = profiled(lvlm, [batches["left"]])

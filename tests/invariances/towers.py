@@ -1,0 +1,138 @@
+"""Tiny LLaVA models around text towers of other kinds than Llama: sliding windows, normed queries and keys, experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    Cohere2Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    GptOssConfig,
+    GraniteConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    VaultGemmaConfig,
+)
+
+from tests import tiny
+
+WINDOW = 6
+#: Towers that are measured: their config class, and what makes them special.
+MEASURED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mistral, sliding windows": (MistralConfig, {"sliding_window": WINDOW}),
+    "qwen2, sliding windows above layer 2": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3, normed q and k": (Qwen3Config, {"head_dim": 12}),
+    "qwen3, normed q and k, sliding windows": (
+        Qwen3Config,
+        {"head_dim": 8, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3, experts": (
+        Qwen3MoeConfig,
+        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "gemma 1": (GemmaConfig, {"head_dim": 8}),
+}
+#: Towers that are refused, and the words in which.
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "gemma 2": (
+        Gemma2Config,
+        {"head_dim": 8},
+        "Gemma2DecoderLayer .*post_feedforward_layernorm.* soft-capped attention",
+    ),
+    "gemma 3": (Gemma3TextConfig, {"head_dim": 8}, "Gemma3DecoderLayer .*with pre_feedforward_layernorm"),
+    "vaultgemma": (VaultGemmaConfig, {"head_dim": 8}, "VaultGemmaDecoderLayer .*soft-capped attention"),
+    "olmo 2": (Olmo2Config, {}, "Olmo2DecoderLayer without input_layernorm"),
+    "glm 4": (Glm4Config, {"head_dim": 8}, "Glm4DecoderLayer with post_self_attn_layernorm"),
+    "granite": (
+        GraniteConfig,
+        {"residual_multiplier": 0.5},
+        "GraniteDecoderLayer with residual_multiplier=0.5",
+    ),
+    "gpt-oss": (
+        GptOssConfig,
+        {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": None},
+        "GptOssDecoderLayer with learned sink logits",
+    ),
+    "cohere 2": (Cohere2Config, {}, "Cohere2DecoderLayer without post_attention_layernorm"),
+    "phi 3": (Phi3Config, {}, r"Phi3DecoderLayer without self_attn\.v_proj"),
+}
+_ONLY_EAGER = ("gemma 2", "vaultgemma", "gpt-oss")
+
+
+def build(name: str, attn: str = "sdpa") -> PreTrainedModel:
+    """A random model in float32 whose attention is far from uniform and whose generation never stops."""
+    torch.manual_seed(0)
+    config_class, options = (MEASURED.get(name) or REFUSED[name])[:2]
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+    )
+    text = config_class(**{**tiny.TEXT, **options})
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=tiny.IMAGE, image_seq_length=16
+    )
+    config._attn_implementation = "eager" if name in _ONLY_EAGER else attn
+    model = LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "layers" in parameter_name:
+                parameter.mul_(6.0)
+            elif parameter_name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.uniform_(0.5, 2)  # all ones would do nothing after the first norm
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = tiny.PAD, None
+    return model
+
+
+def by_hand(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Per layer, from an eager copy's own attention matrices: columns by name, each (batch, position), in float64.
+
+    The query is the last position, so the inputs must be padded on the left.
+    """
+    layers = model.model.language_model.layers
+    values: list[Tensor] = []
+    handles = [
+        layer.self_attn.v_proj.register_forward_hook(
+            lambda module, args, output: values.append(output.double())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for layer, pattern, value in zip(layers, out.attentions, values, strict=True):
+        row, w_o = pattern[:, :, -1].double(), layer.self_attn.o_proj.weight.detach().double()
+        n_heads, d_head = row.shape[1], w_o.shape[1] // row.shape[1]
+        per_head = value.unflatten(-1, (-1, d_head)).repeat_interleave(
+            n_heads * d_head // value.shape[-1], dim=2
+        )  # batch, key, head, d_head
+        shares = (row.transpose(1, 2)[..., None] * per_head).flatten(-2) @ w_o.T
+        found.append(
+            {
+                "attention": row.mean(dim=1),
+                "contribution": shares.norm(dim=-1),
+                "value_norm": value.unflatten(-1, (-1, d_head)).norm(dim=-1).mean(dim=-1),
+            }
+        )
+    return found
