@@ -38,6 +38,8 @@ LAYERS = (
     "writing",
     "memory",
     "lvlm",
+    "lens_model",
+    "activation_cache",
     "describing",
     "batching",
     "probes",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.cache import HookedCache
 from capa_probe.lvlm.checks import check_layout, refuse_compiled
 from capa_probe.lvlm.families import Family, family_of
 from capa_probe.lvlm.inputs import LVLMInputs, find_spans, input_device, prepare
@@ -207,13 +208,14 @@ class HookedLVLM(Wrapper):
 
     def run_with_cache(
         self, *args: Any, names_filter: NameFilter | Sequence[str] | None = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Any, HookedCache]:
         """One forward, and the activations of the hook points that ``names_filter`` names (all of them if None).
 
         With no filter every attention pattern is computed and kept, as in TransformerLens: name what you need.
 
         Returns:
-            The model's output, and a dict from hook name to tensor.
+            The model's output, and a dict from hook name to tensor, of which :func:`cp.to_activation_cache` makes one
+            of TransformerLens.
 
         Raises:
             CapaProbeError: a name that does not exist, or a filter that matches none.
@@ -232,7 +234,7 @@ class HookedLVLM(Wrapper):
                 self._matching(name)
             wanted = names.__contains__
         out, cache = super().run_with_cache(*args, names_filter=wanted, **kwargs)
-        return out, cache
+        return out, HookedCache(cache, self, not kwargs.get("remove_batch_dim"))
 
     def add_hook(
         self, name: NameFilter, hook: Callable[..., Tensor | None], *args: Any, **kwargs: Any
