@@ -21,13 +21,15 @@ def to_activation_cache(
     """Make a TransformerLens ``ActivationCache`` of what ``lvlm.run_with_cache`` returned.
 
     Its tools then run on it, for every model family: ``accumulated_resid``, ``decompose_resid``, ``logit_attrs``,
-    ``stack_head_results``, ``get_full_resid_decomposition``, ``logit_lens``, ``stack_activation``. Each needs the hook
-    points that it reads to be in the cache. What TransformerLens records and we do not is worked out from them: the
-    scales of the norms, and with ``neurons`` the activations of the FFN's neurons. No weight is folded, as in a
-    ``TransformerBridge`` that is not in compatibility mode.
+    ``stack_head_results``, ``get_full_resid_decomposition``, ``logit_lens``, ``stack_activation`` and
+    ``direct_logit_attribution(cache.model, cache=cache, ...)``. Each needs the hook points that it reads to be in the
+    cache. What TransformerLens records and we do not is worked out from them: the scales of the norms, and with
+    ``neurons`` the activations of the FFN's neurons.
 
-    Unlike there, ``hook_embed`` holds what really enters the decoder, image features included, so that
-    ``decompose_resid`` sums to the residual stream at visual tokens too.
+    No weight is changed. The directions of tokens hold the weight of the final norm, so that attributions are shares of
+    the model's own logits; a ``TransformerBridge`` gives those in compatibility mode only. ``hook_embed`` holds what
+    really enters the decoder, image features included, so that ``decompose_resid`` sums to the residual stream at
+    visual tokens too, where the bridge's begins with the placeholder's embedding.
 
     Args:
         cache: from ``lvlm.run_with_cache``. Tensors are shared, not copied.

@@ -17,7 +17,7 @@ from capa_probe.lvlm import HookedLVLM
 class LensModel:
     """A HookedLVLM under the names that TransformerLens's analysis code reads: sizes, weights and tokens.
 
-    Weights are views of the model's own, in TransformerLens's axis order; none is folded or centred.
+    Weights are views of the model's own, in TransformerLens's axis order; none is changed.
 
     Args:
         lvlm: the model.
@@ -67,7 +67,7 @@ class LensModel:
     @property
     def W_U(self) -> Tensor:  # noqa: N802
         """(d_model, d_vocab) weight of the output head."""
-        return self.lvlm.model.lm_head.weight.T
+        return _weight(self.lvlm.model.lm_head).T
 
     @property
     def b_U(self) -> Tensor:  # noqa: N802
@@ -116,12 +116,16 @@ class LensModel:
         return int(ids[0])
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
-        """(..., d_model) rows of the output head for tokens, whose shape is (...); a single one has none."""
+        """(..., d_model) directions whose product with the normed residual stream is the logit of each token (...).
+
+        The weight of the final norm is in them, as in a ``TransformerBridge`` in compatibility mode: attribution
+        divides by the norm's scale alone.
+        """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         if isinstance(tokens, Tensor) and tokens.numel() == 1:
             tokens = int(tokens.item())
-        return self.lvlm.model.lm_head.weight[tokens]
+        return _weight(self.lvlm.model.lm_head)[tokens] * self.ln_final.weight
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`HookedLVLM.run_with_cache`."""

@@ -132,5 +132,7 @@ def columns(case: Case, steps: int) -> list[loops.Row]:
         for index in range(case.lvlm.n_layers):
             found = loops.measured(layer(case, cache, index, 0 if step == 0 else n - 1), eps, text)
             rows += [{"step": step, "layer": index, "position": i} | row for i, row in enumerate(found)]
-        inputs = longer(inputs, logits[:, -1:, : tiny.IMAGE].argmax(dim=-1))
+        words = logits[:, -1:].clone()
+        words[..., models.NO_WORDS] = -torch.inf
+        inputs = longer(inputs, words.argmax(dim=-1))
     return rows

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
+from transformer_lens.tools.analysis import direct_logit_attribution
 
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedCache
 from tests import processors, tiny
-from tests.oracles import bridge
+from tests.oracles import bridge, models
 from tests.oracles.bridge import Case
 
 #: Tools that read the same activations in both, by name; each to a tensor.
@@ -37,10 +38,6 @@ TOOLS: dict[str, Callable[[ActivationCache], Tensor]] = {
     "stack_neuron_results": lambda cache: cache.stack_neuron_results(3, pos_slice=(-3, None)),
     "get_neuron_results": lambda cache: cache.get_neuron_results(1, neuron_slice=[0, 5]),
     "stack_activation": lambda cache: cache.stack_activation("pattern"),
-    "logit_attrs": lambda cache: cache.logit_attrs(cache.decompose_resid(incl_embeds=False), 7),
-    "logit_attrs of a word against another": lambda cache: cache.logit_attrs(
-        cache.stack_head_results(pos_slice=-1), "a", incorrect_tokens="b", pos_slice=-1, has_batch_dim=False
-    ),
     "logit_lens": lambda cache: cache.logit_lens(positions=None).readout.values,
     "logit_lens, targets": lambda cache: cache.logit_lens(targets=["a", "7"]).readout.values,
 }
@@ -57,16 +54,19 @@ def both(
         return cp.to_activation_cache(cache, neurons=True), case.theirs, case
 
 
+def same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 @torch.no_grad()
 def test_a_tool_gives_the_same_on_both(
     both: tuple[ActivationCache, ActivationCache, Case], tool: str
 ) -> None:
     ours, theirs, _ = both
-    found, expected = TOOLS[tool](ours), TOOLS[tool](theirs)
-    assert found.shape == expected.shape
-    assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    same(TOOLS[tool](ours), TOOLS[tool](theirs))
 
 
 def test_labels_and_sizes_are_the_same(both: tuple[ActivationCache, ActivationCache, Case]) -> None:
@@ -105,11 +105,60 @@ def test_the_parts_add_up_where_the_bridge_s_do_not(
     assert (sums[visual] - out[visual]).abs().max() > 1e-3
 
 
+#: Attributions to logits, by name; a bridge gives the model's own in compatibility mode only, with weights folded.
+ATTRIBUTIONS: dict[str, Callable[[ActivationCache], Tensor]] = {
+    "logit_attrs": lambda cache: cache.logit_attrs(
+        cache.decompose_resid(incl_embeds=False), 7, incorrect_tokens=9
+    ),
+    "direct_logit_attribution": lambda cache: attribution(cache, "component"),
+    "direct_logit_attribution, layers": lambda cache: attribution(cache, "layer"),
+}
+HEAD_ATTRIBUTIONS: dict[str, Callable[[ActivationCache], Tensor]] = {
+    "logit_attrs of words": lambda cache: cache.logit_attrs(
+        cache.stack_head_results(pos_slice=-1), "a", incorrect_tokens="b", pos_slice=-1, has_batch_dim=False
+    ),
+    "direct_logit_attribution": lambda cache: attribution(cache, "head"),
+}
+
+
+def attribution(cache: ActivationCache, unit: str) -> Tensor:
+    return direct_logit_attribution(
+        cache.model, answer_tokens="q", incorrect_tokens=11, unit=unit, cache=cache
+    ).attribution
+
+
+@pytest.fixture(scope="module")
+def folded(
+    both: tuple[ActivationCache, ActivationCache, Case], tmp_path_factory: pytest.TempPathFactory
+) -> ActivationCache:
+    """The cache of another bridge around the same weights, in compatibility mode."""
+    case = bridge.make(both[2].family, tmp_path_factory.mktemp("folded"))
+    case.bridge.enable_compatibility_mode()
+    return bridge.run(case.bridge, case.inputs)[1]
+
+
+@pytest.mark.parametrize("tool", ATTRIBUTIONS)
+@torch.no_grad()
+def test_attributions_are_those_of_a_bridge_with_folded_weights(
+    both: tuple[ActivationCache, ActivationCache, Case], folded: ActivationCache, tool: str
+) -> None:
+    same(ATTRIBUTIONS[tool](both[0]), ATTRIBUTIONS[tool](folded))
+
+
+@pytest.mark.parametrize("both", ["llava"], indirect=True)  # it takes Qwen's value biases out of the heads
+@pytest.mark.parametrize("tool", HEAD_ATTRIBUTIONS)
+@torch.no_grad()
+def test_attributions_of_heads_too(
+    both: tuple[ActivationCache, ActivationCache, Case], folded: ActivationCache, tool: str
+) -> None:
+    same(HEAD_ATTRIBUTIONS[tool](both[0]), HEAD_ATTRIBUTIONS[tool](folded))
+
+
 # -- every family, batches with padding
 
 
 def wrap(family: str, **text: Any) -> cp.HookedLVLM:
-    return cp.HookedLVLM(tiny.build(family, **text), processors.shared(family))
+    return cp.HookedLVLM(models.build(family, **text), processors.shared(family))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
@@ -132,10 +181,10 @@ def test_what_the_tools_say_is_so(family: str) -> None:
     torch.testing.assert_close(neurons, cache["blocks.2.hook_mlp_out"], **tight)
     logits = lens.logit_lens(positions=None).readout.values
     torch.testing.assert_close(logits[-1], out.logits, **tight)
-    # The direction of a token is its row of the output head: with the norm's weight, attributions are logits.
-    weight = lvlm.model.model.language_model.norm.weight
-    attributions = lens.logit_attrs(lens.decompose_resid() * weight, 9)
+    attributions = lens.logit_attrs(lens.decompose_resid(), 9)
     torch.testing.assert_close(attributions.sum(0), out.logits[..., 9], **tight)
+    shares = direct_logit_attribution(lens.model, answer_tokens=9, cache=lens).attribution
+    torch.testing.assert_close(shares.sum(0), out.logits[:, -1, 9], **tight)
 
 
 @torch.no_grad()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,17 +13,11 @@ from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.schema import MEASURES
 from tests import tiny
 from tests.oracles import compare, loops, models
-from tests.oracles.prompts import Picture, Prompt, batch, write
+from tests.oracles.prompts import Prompt, batch, write
+from tests.oracles.worst import LAYOUTS, STEPS, profile
 
 #: Agreement that the documentation promises, relative, in float32.
 TOLERANCE = 1e-5
-STEPS = 2
-#: One image in the middle, two images and a long question, no image at all.
-LAYOUTS: tuple[tuple[int | Picture, ...], ...] = (
-    (3, Picture(2, 2), 4),
-    (2, Picture(1, 2), 3, Picture(3, 1), 14),
-    (6,),
-)
 
 
 class Case(NamedTuple):
@@ -46,13 +39,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(family, prompts, loops.table(models.build(family, "eager"), family, prompts, STEPS))
 
 
-def profile(lvlm: cp.HookedLVLM, inputs: Sequence[LVLMInputs], **options: Any) -> cp.LayerProfile:
-    return cp.profile(lvlm, inputs, **{"rows": "all", "probes": "all", "progress": False, **options})
-
-
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_prefill_and_decode_steps(case: Case, attn: str) -> None:
-    prof = profile(case.lvlm(attn), [case.inputs()], steps=STEPS)
+    prof = profile(case.lvlm(attn), [case.inputs()], STEPS)
     far = compare.agree(prof.tokens, case.tokens, TOLERANCE)
     assert set(far) == set(prof.tokens.columns)
     far = compare.agree(prof.layers, loops.summary(case.tokens, MEASURES), TOLERANCE)

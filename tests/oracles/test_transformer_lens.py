@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import capa_probe as cp
+from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.schema import TOKEN_SCHEMA
 from tests.oracles import bridge, compare
 from tests.oracles.bridge import Case
+from tests.oracles.worst import profile
 
 #: Agreement that the documentation promises.
 TOLERANCE = 1e-4
-DOCS = Path(__file__).parents[2] / "docs" / "oracles.md"
 
 
 @pytest.fixture(scope="module", params=bridge.FAMILIES)
@@ -63,17 +62,6 @@ def test_what_the_bridge_calls_hook_embed_is_not_yet_what_enters_the_decoder(cas
     )
 
 
-def test_the_documented_names_are_those_that_are_compared() -> None:
-    section = DOCS.read_text(encoding="utf-8").split("## Names\n")[1].split("\n## ")[0]
-    rows = [
-        [cell.strip(" `") for cell in line.split("|")[1:-1]]
-        for line in section.splitlines()
-        if "`" in line[:3]
-    ]
-    shown = {row[0].replace("blocks.{l}.", ""): row[1].replace("blocks.{l}.", "") for row in rows}
-    assert shown == bridge.NAMES | bridge.LAYER_NAMES
-
-
 def test_rotated_queries_and_keys_give_the_oracle_s_pattern(case: Case) -> None:
     names = [f"blocks.{layer}.attn.hook_rot_{x}" for layer in range(case.lvlm.n_layers) for x in "qk"]
     with torch.no_grad():
@@ -91,7 +79,7 @@ def test_rotated_queries_and_keys_give_the_oracle_s_pattern(case: Case) -> None:
 
 def test_every_column_agrees(case: Case) -> None:
     """The loops once more, on the bridge's caches: prefill, and a decode step as a longer prompt."""
-    tokens = cp.profile(case.lvlm, [case.inputs], steps=1, rows="all", probes="all", progress=False).tokens
+    tokens = profile(case.lvlm, [LVLMInputs(case.inputs)], steps=1).tokens
     wanted = bridge.columns(case, steps=1)
     measured = [
         name for name in TOKEN_SCHEMA.names if name not in ("sample", "kind", "image", "tile", "row", "col")
