@@ -12,6 +12,8 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from transformers import CompileConfig, PreTrainedModel
 
 import capa_probe as cp
+from capa_probe.pruning.ffn import SkipFFN
+from capa_probe.pruning.random_tokens import Random
 from tests import processors, tiny
 from tests.invariances.comparing import profiled
 
@@ -73,6 +75,9 @@ def test_a_model_compiled_after_it_was_wrapped_is_refused_when_listening_begins(
         lvlm.run_with_cache(**inputs)
     with pytest.raises(cp.CapaProbeError, match="compiled"), lvlm.attention_calls(lambda call: None):
         pass
+    for attached in (Random(layers=(1,), keep=0.5), SkipFFN(layers=(2,))):
+        with pytest.raises(cp.CapaProbeError, match="compiled"), attached.attach(lvlm):
+            pass
 
 
 def test_generation_that_would_compile_the_model_does_not_do_so_under_a_profile() -> None:
