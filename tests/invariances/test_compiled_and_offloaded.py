@@ -145,12 +145,14 @@ def test_an_offloaded_model_gives_the_same_tables(family: str, way: str, tmp_pat
     wanted = profiled(cp.HookedLVLM(models[0]), [inputs], steps=2)
     model = OFFLOADS[way](models[1], family, tmp_path)
     assert any(parameter.is_meta for parameter in model.parameters())
+    seen: list[torch.Tensor] = []
+    greedy = {"max_new_tokens": 3, "do_sample": False}
     with torch.no_grad():
-        plain = model(**inputs).logits
+        plain, ids = model(**inputs).logits, model.generate(**inputs, **greedy)
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     lvlm = cp.HookedLVLM(model)
     assert lvlm.device == torch.device("cpu")
-    found = profiled(lvlm, [inputs], steps=2)
+    found, last = profiled(lvlm, [inputs], steps=2), torch.zeros(3, dtype=torch.long)
     # The bias is taken off again rather than left out, which rounds.
     for name in wanted.columns:
         if name in ("contribution", "removal_effect"):
@@ -161,6 +163,10 @@ def test_an_offloaded_model_gives_the_same_tables(family: str, way: str, tmp_pat
     assert [getattr(module, "_hf_hook", None) for module in model.modules()] == hooks
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, plain)
+        with lvlm.attention_calls(lambda call: seen.append(call.row(last))):
+            assert torch.equal(model(**inputs).logits, plain)
+            assert torch.equal(model.generate(**inputs, **greedy), ids)
+    assert len(seen) == 4 * (1 + 3)
 
 
 def test_a_checkpoint_loaded_over_several_devices(tmp_path: Path) -> None:

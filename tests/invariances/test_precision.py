@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from precision_runs import COLUMNS, build, make_inputs, rounded
+from transformers import LlavaForConditionalGeneration
 
 import capa_probe as cp
 from capa_probe.schema import MEASURES
+from tests import tiny
 from tests.invariances.comparing import assert_same, profiled, worst_difference
 
 SMALL: dict[str, Any] = {"width": 64, "layers": 4}
@@ -109,6 +111,18 @@ def test_a_bfloat16_model_gives_the_same_rows_in_any_batch() -> None:
     for name in ("attention", "contribution", "resid_mid_norm"):
         one, other = (torch.tensor(table[name].to_numpy()) for table in (halves[0], alone))
         torch.testing.assert_close(one, other, rtol=0.05, atol=1e-4)
+
+
+def test_how_a_model_comes_to_bfloat16(tmp_path: Path) -> None:
+    """Cast as a whole it has other rotary frequencies; loaded in bfloat16 it has those of its config."""
+    model = tiny.build("llava")
+    model.save_pretrained(tmp_path)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    wanted = model.model.language_model.rotary_emb.inv_freq.clone()
+    own, cast = (each.model.language_model.rotary_emb.inv_freq for each in (loaded, model.to(torch.bfloat16)))
+    assert torch.equal(own, wanted)
+    assert cast.dtype == torch.bfloat16
+    assert not torch.equal(cast.float(), own)
 
 
 def test_the_docs_show_what_was_measured() -> None:
