@@ -96,6 +96,51 @@ def attention_contribution(
     return _project(weighted_values(attention, values), project).float().norm(dim=-1)
 
 
+def written_products(
+    values: Float[Tensor, "batch kv_head key d_head"], weight: Float[Tensor, "d_model head_x_d_head"]
+) -> Float[Tensor, "batch key head head"]:
+    """Inner products ``(v[g(h), i] W_O[h]) . (v[g(k), i] W_O[k])`` of what two heads write of key ``i``.
+
+    They do not depend on a query, so that :func:`contribution_of_products` has the contribution to every further query
+    at head x head multiplications for each key, instead of another output projection.
+
+    Args:
+        values: (batch, kv_head, key, d_head) value vectors.
+        weight: (d_model, head * d_head) of the output projection.
+
+    Returns:
+        (batch, key, head, head), float64: heads may nearly cancel in a sum over them.
+    """
+    batch, kv_heads, keys, d_head = values.shape
+    of_heads = weight.reshape(len(weight), -1, d_head).permute(1, 2, 0).contiguous()  # head d_head d_model
+    heads, _, d_model = of_heads.shape
+    products = torch.empty(batch, keys, heads, heads, dtype=torch.float64, device=values.device)
+    chunk = max(1, 2**20 // (batch * heads * d_model))  # bounds memory
+    for start in range(0, keys, chunk):
+        some = values[:, :, start : start + chunk].to(weight.dtype)
+        written = some.repeat_interleave(heads // kv_heads, dim=1) @ of_heads  # batch head key d_model
+        written = written.transpose(1, 2).double().contiguous()
+        products[:, start : start + chunk] = written @ written.transpose(-1, -2)
+    return products
+
+
+def contribution_of_products(
+    attention: Float[Tensor, "batch head key"], products: Float[Tensor, "batch key head head"]
+) -> Float[Tensor, "batch key"]:
+    """:func:`attention_contribution` by way of :func:`written_products`.
+
+    Args:
+        attention: (batch, head, key) attention probabilities of one query token per sample.
+        products: (batch, key, head, head) of these keys.
+
+    Returns:
+        (batch, key) norms in the units of the residual stream, float32.
+    """
+    a = attention.double().transpose(1, 2)  # batch key head
+    squares = ((products @ a.unsqueeze(-1)).squeeze(-1) * a).sum(dim=-1)
+    return squares.clamp(min=0).sqrt().float()
+
+
 def removal_effect(
     attention: Float[Tensor, "batch head key"],
     values: Float[Tensor, "batch kv_head key d_head"],

@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 import capa_probe as cp
+from capa_probe.probes.recorder import STEPS_TO_REMEMBER
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,8 @@ def long_prompt(tokens: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def largest() -> dict[tuple[str, int], int]:
     """The largest block allocated, in bytes, by what ran and tokens."""
-    model = tiny.build("llava", max_position_embeddings=8192, num_hidden_layers=2)
+    model = tiny.build("llava", max_position_embeddings=8224, num_hidden_layers=1)
+    model.generation_config.eos_token_id = None
     lvlm = cp.HookedLVLM(model)
     found = {}
     with torch.no_grad():
@@ -74,7 +76,7 @@ def largest() -> dict[tuple[str, int], int]:
                 "plain": lambda inputs=inputs: model(**inputs, use_cache=False, logits_to_keep=1),
                 "profile": lambda inputs=inputs: cp.profile(lvlm, [inputs], probes="all", progress=False),
                 "decode": lambda inputs=inputs: cp.profile(
-                    lvlm, [inputs], steps=1, probes="all", progress=False
+                    lvlm, [inputs], steps=STEPS_TO_REMEMBER, progress=False
                 ),
             }
             if tokens == 4096:

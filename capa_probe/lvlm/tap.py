@@ -82,20 +82,23 @@ class AttentionCall:
 
         Runs the module's ``forward`` and not the module, so that hooks on it do not see this side computation.
         """
-        weight, bias = self.o_proj.weight, getattr(self.o_proj, "bias", None)
-        if (
-            isinstance(self.o_proj, nn.Linear)
-            and weight.device == x.device
-            and weight.dtype.is_floating_point
-        ):
-            return F.linear(x.to(weight.dtype), weight)  # type: ignore[arg-type]
-        x = x.to(self.query.dtype)
+        weight = self.projection_weight()
+        if weight is not None:
+            return F.linear(x.to(weight.dtype), weight)
+        x, bias = x.to(self.query.dtype), getattr(self.o_proj, "bias", None)
         out: Tensor = self.o_proj.forward(x)
         if bias is None:
             return out
         if bias.device != out.device:  # offloaded
             bias = self.o_proj.forward(x.new_zeros(x.shape[-1]))
         return out - bias
+
+    def projection_weight(self) -> Tensor | None:
+        """(d_model, head * d_head) of the output projection; None where it is no plain matrix at hand."""
+        weight = self.o_proj.weight
+        if not (isinstance(self.o_proj, nn.Linear) and isinstance(weight, Tensor)):
+            return None  # quantized
+        return weight if weight.device == self.value.device and weight.dtype.is_floating_point else None
 
     def _mask_rows(self, queries: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """For query indices (batch, query): what each may see (bool) and what is added to its scores."""

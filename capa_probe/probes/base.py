@@ -7,7 +7,7 @@ write a subclass in a file of its own and name it in ``capa_probe.schema.PROBE_C
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +28,8 @@ class StepContext:
         spans: kinds of the prompt's positions.
         norm_eps: epsilon of the model's RMSNorm.
         sink_dims: dimensions that sink strength is restricted to; None for all.
+        memory: where a probe may keep tensors of a batch from one decode step to the next; None where too few steps
+            follow for that to pay.
     """
 
     step: int
@@ -35,6 +37,7 @@ class StepContext:
     spans: TokenSpans
     norm_eps: float
     sink_dims: tuple[int, ...] | None = None
+    memory: dict[Hashable, Tensor] | None = None
 
 
 class Probe(ABC):

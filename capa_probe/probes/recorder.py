@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -23,6 +23,10 @@ def not_one_forward_per_step() -> CapaProbeError:
     )
 
 
+#: With fewer decode steps than that, keeping something from step to step costs more than it saves.
+STEPS_TO_REMEMBER = 8
+
+
 class Recorder:
     """Collects the columns of one batch, over prefill and decode steps.
 
@@ -31,6 +35,7 @@ class Recorder:
         probes: what to measure.
         spans: spans of the batch.
         sink_dims: dimensions that sink strength is restricted to; None for all.
+        steps: decode steps that are to follow prefill.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Recorder:
         probes: Sequence[Probe],
         spans: TokenSpans,
         sink_dims: tuple[int, ...] | None = None,
+        steps: int = 0,
     ) -> None:
         self.lvlm, self.spans, self.sink_dims = lvlm, spans, sink_dims
         self._attention = [probe for probe in probes if isinstance(probe, AttentionProbe)]
@@ -46,6 +52,7 @@ class Recorder:
         #: One entry per step: column to one (batch, key or query) tensor per layer.
         self.steps: list[dict[str, list[Tensor]]] = []
         self._context: StepContext | None = None
+        self._memory: dict[Hashable, Tensor] | None = {} if steps >= STEPS_TO_REMEMBER else None
 
     @contextmanager
     def attached(self) -> Iterator[Recorder]:
@@ -71,7 +78,7 @@ class Recorder:
         if not done or x.shape[1] != n_queries:
             raise not_one_forward_per_step()
         query = self.spans.last if step == 0 else torch.zeros_like(self.spans.last)
-        self._context = StepContext(step, query, self.spans, self.lvlm.norm_eps, self.sink_dims)
+        self._context = StepContext(step, query, self.spans, self.lvlm.norm_eps, self.sink_dims, self._memory)
         self.steps.append(defaultdict(list))
 
     def _keep(self, columns: dict[str, Tensor]) -> None:

@@ -1,0 +1,90 @@
+"""Contribution at decode steps, from products that are kept from step to step, is that of a projection per step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import capa_probe as cp
+from capa_probe.lvlm import AttentionCall
+from capa_probe.measures import attention_contribution, contribution_of_products, written_products
+from capa_probe.probes import StepContext, contribution, recorder
+from tests import tiny
+
+STEPS = recorder.STEPS_TO_REMEMBER
+
+
+def contributions(lvlm: cp.HookedLVLM, inputs: dict[str, Tensor], steps: int) -> Any:
+    return cp.profile(lvlm, [inputs], steps=steps, rows="all", probes="contribution", progress=False).tokens
+
+
+@pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_that_of_a_projection_per_step(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.build(family).to(dtype)
+    model.generation_config.eos_token_id = None
+    lvlm, inputs = cp.HookedLVLM(model), tiny.inputs(family)
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    computed = []
+    exact = written_products
+    monkeypatch.setattr(
+        contribution, "written_products", lambda v, w: computed.append(v.shape[2]) or exact(v, w)
+    )
+    kept = contributions(lvlm, inputs, STEPS)
+    # All keys once per layer, then the generated token's alone.
+    n = inputs["input_ids"].shape[1] + 1
+    assert computed == [n] * lvlm.n_layers + [1] * lvlm.n_layers * (STEPS - 1)
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", STEPS + 1)
+    anew = contributions(lvlm, inputs, STEPS)
+    assert len(computed) == STEPS * lvlm.n_layers
+    assert kept["step"].max() == STEPS
+    rounding = 1e-5 if dtype == torch.float32 else 3e-2
+    np.testing.assert_allclose(kept["contribution"], anew["contribution"], rtol=rounding, atol=1e-7)
+    if dtype == torch.bfloat16:  # on the whole much closer
+        error = (kept["contribution"] / anew["contribution"] - 1).abs()
+        assert error[anew["contribution"] > 0].median() < 4e-3
+
+
+def test_heads_that_nearly_cancel_keep_their_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 2, 5, 8, generator=generator)
+    values[:, 1] = values[:, 0]
+    weight = torch.randn(32, 16, generator=generator)
+    weight[:, 8:] = -weight[:, :8]
+    attention = torch.tensor([0.5, 0.5 + 2**-12]).reshape(1, 2, 1).expand(-1, -1, 5)
+    wanted = attention_contribution(attention.double()[:, 1:] - 0.5, values[:, :1], weight[:, 8:])
+    found = contribution_of_products(attention, written_products(values, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
+
+
+def test_keys_that_move_are_computed_anew() -> None:
+    """As with a cache of fixed length, whose number of keys does not grow by one."""
+    lvlm = cp.HookedLVLM(tiny.shared("llava"))
+    inputs = tiny.inputs("llava")
+    calls: list[AttentionCall] = []
+    with torch.no_grad(), lvlm.attention_calls(calls.append, layers=[1]):
+        lvlm.model(**inputs)
+    memory: dict[Any, Tensor] = {}
+    spans = lvlm.spans(inputs)
+    probe = contribution.Contribution()
+    for first, last in ((0, 9), (1, 10), (2, 11), (2, 12), (0, 12)):
+        call = replace(
+            calls[0],
+            query=calls[0].query[:, :, -1:],
+            key=calls[0].key[:, :, first:last],
+            value=calls[0].value[:, :, first:last],
+            mask=None,
+        )
+        context = StepContext(1, torch.zeros(3, dtype=torch.long), spans, 1e-6, None, memory)
+        row = call.row(context.query)
+        found = probe.measure(call, row, context)["contribution"]
+        wanted = attention_contribution(row, call.value, call.project)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+        assert memory["contribution", 1].shape[1] == last - first
