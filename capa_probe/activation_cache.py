@@ -48,10 +48,8 @@ def to_activation_cache(
     from capa_probe.lens_model import LensModel
 
     if not isinstance(cache, Mapping) or not cache:
-        raise CapaProbeError(
-            f"A {type(cache).__name__} that holds no activations was given; give the cache that lvlm.run_with_cache "
-            "returned."
-        )
+        what = f"{'An empty' if isinstance(cache, Mapping) else 'A'} {type(cache).__name__}"
+        raise CapaProbeError(f"{what} was given; give the cache that lvlm.run_with_cache returned.")
     lvlm = getattr(cache, "lvlm", None) if lvlm is None else lvlm
     if lvlm is None:
         raise CapaProbeError(

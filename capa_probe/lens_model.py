@@ -125,7 +125,7 @@ class LensModel:
             tokens = self.to_single_token(tokens)
         if isinstance(tokens, Tensor) and tokens.numel() == 1:
             tokens = int(tokens.item())
-        return _weight(self.lvlm.model.lm_head)[tokens] * self.ln_final.weight
+        return _weight(self.lvlm.model.lm_head)[tokens] * _weight(self.ln_final)
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`HookedLVLM.run_with_cache`."""

@@ -6,7 +6,7 @@ import copy
 import io
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -20,6 +20,9 @@ from capa_probe.lvlm import HookedCache
 from tests import processors, tiny
 from tests.oracles import bridge, models
 from tests.oracles.bridge import Case
+
+#: Our cache, the bridge's, and where they come from.
+Both: TypeAlias = tuple[ActivationCache, ActivationCache, Case]
 
 #: Tools that read the same activations in both, by name; each to a tensor.
 TOOLS: dict[str, Callable[[ActivationCache], Tensor]] = {
@@ -44,10 +47,7 @@ TOOLS: dict[str, Callable[[ActivationCache], Tensor]] = {
 
 
 @pytest.fixture(scope="module", params=bridge.FAMILIES)
-def both(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ActivationCache, ActivationCache, Case]:
-    """Our cache, the bridge's, and where they come from."""
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     case = bridge.make(request.param, tmp_path_factory.mktemp("bridge"))
     with torch.no_grad():
         _, cache = case.lvlm.run_with_cache(**case.inputs)
@@ -62,14 +62,12 @@ def same(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("tool", TOOLS)
 @torch.no_grad()
-def test_a_tool_gives_the_same_on_both(
-    both: tuple[ActivationCache, ActivationCache, Case], tool: str
-) -> None:
+def test_a_tool_gives_the_same_on_both(both: Both, tool: str) -> None:
     ours, theirs, _ = both
     same(TOOLS[tool](ours), TOOLS[tool](theirs))
 
 
-def test_labels_and_sizes_are_the_same(both: tuple[ActivationCache, ActivationCache, Case]) -> None:
+def test_labels_and_sizes_are_the_same(both: Both) -> None:
     ours, theirs, _ = both
     for labels in (
         lambda cache: cache.decompose_resid(return_labels=True)[1],
@@ -84,7 +82,7 @@ def test_labels_and_sizes_are_the_same(both: tuple[ActivationCache, ActivationCa
         assert getattr(ours.model.cfg, name) == getattr(theirs.model.cfg, name), name
 
 
-def test_scales_of_the_norms(both: tuple[ActivationCache, ActivationCache, Case]) -> None:
+def test_scales_of_the_norms(both: Both) -> None:
     ours, theirs, _ = both
     for name in ("ln_final", *(f"blocks.{layer}.ln{n}" for layer in range(4) for n in (1, 2))):
         torch.testing.assert_close(
@@ -92,9 +90,7 @@ def test_scales_of_the_norms(both: tuple[ActivationCache, ActivationCache, Case]
         )
 
 
-def test_the_parts_add_up_where_the_bridge_s_do_not(
-    both: tuple[ActivationCache, ActivationCache, Case],
-) -> None:
+def test_the_parts_add_up_where_the_bridge_s_do_not(both: Both) -> None:
     """At visual tokens the bridge starts from the placeholder's embedding, we from the image feature."""
     ours, theirs, case = both
     visual = case.lvlm.spans(case.inputs).visual
@@ -128,9 +124,7 @@ def attribution(cache: ActivationCache, unit: str) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def folded(
-    both: tuple[ActivationCache, ActivationCache, Case], tmp_path_factory: pytest.TempPathFactory
-) -> ActivationCache:
+def folded(both: Both, tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     """The cache of another bridge around the same weights, in compatibility mode."""
     case = bridge.make(both[2].family, tmp_path_factory.mktemp("folded"))
     case.bridge.enable_compatibility_mode()
@@ -140,7 +134,7 @@ def folded(
 @pytest.mark.parametrize("tool", ATTRIBUTIONS)
 @torch.no_grad()
 def test_attributions_are_those_of_a_bridge_with_folded_weights(
-    both: tuple[ActivationCache, ActivationCache, Case], folded: ActivationCache, tool: str
+    both: Both, folded: ActivationCache, tool: str
 ) -> None:
     same(ATTRIBUTIONS[tool](both[0]), ATTRIBUTIONS[tool](folded))
 
@@ -148,9 +142,7 @@ def test_attributions_are_those_of_a_bridge_with_folded_weights(
 @pytest.mark.parametrize("both", ["llava"], indirect=True)  # it takes Qwen's value biases out of the heads
 @pytest.mark.parametrize("tool", HEAD_ATTRIBUTIONS)
 @torch.no_grad()
-def test_attributions_of_heads_too(
-    both: tuple[ActivationCache, ActivationCache, Case], folded: ActivationCache, tool: str
-) -> None:
+def test_attributions_of_heads_too(both: Both, folded: ActivationCache, tool: str) -> None:
     same(HEAD_ATTRIBUTIONS[tool](both[0]), HEAD_ATTRIBUTIONS[tool](folded))
 
 
@@ -269,8 +261,8 @@ def test_a_copied_or_saved_cache_takes_no_model_along() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "A dict that holds no activations was given; give the cache that lvlm.run_with_cache returned"),
-        (17, "A int that holds no activations was given"),
+        ({}, "An empty dict was given; give the cache that lvlm.run_with_cache returned"),
+        (17, "A int was given; give the cache"),
         (
             {"blocks.9.hook_z": torch.zeros(1)},
             "holds blocks.9.hook_z, which is no hook point of this model of 4 layers",
