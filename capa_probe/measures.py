@@ -112,15 +112,18 @@ def written_products(
         (batch, key, head, head), float64: heads may nearly cancel in a sum over them.
     """
     batch, kv_heads, keys, d_head = values.shape
-    of_heads = weight.reshape(len(weight), -1, d_head).permute(1, 2, 0).contiguous()  # head d_head d_model
+    of_heads = weight.reshape(len(weight), -1, d_head).permute(1, 2, 0)  # head d_head d_model, not copied
     heads, _, d_model = of_heads.shape
     products = torch.empty(batch, keys, heads, heads, dtype=torch.float64, device=values.device)
     chunk = max(1, 2**20 // (batch * heads * d_model))  # bounds memory
     for start in range(0, keys, chunk):
         some = values[:, :, start : start + chunk].to(weight.dtype)
-        written = some.repeat_interleave(heads // kv_heads, dim=1) @ of_heads  # batch head key d_model
-        written = written.transpose(1, 2).double().contiguous()
-        products[:, start : start + chunk] = written @ written.transpose(-1, -2)
+        by_head = some.repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1).reshape(heads, -1, d_head)
+        written = (
+            torch.bmm(by_head, of_heads).transpose(0, 1).double().contiguous()
+        )  # batch_x_key head d_model
+        found = written @ written.transpose(-1, -2)
+        products[:, start : start + chunk] = found.reshape(batch, -1, heads, heads)
     return products
 
 

@@ -87,4 +87,4 @@ def test_keys_that_move_are_computed_anew() -> None:
         found = probe.measure(call, row, context)["contribution"]
         wanted = attention_contribution(row, call.value, call.project)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
-        assert memory["contribution", 1].shape[1] == last - first
+        assert memory["contribution", 1][0] == last - first

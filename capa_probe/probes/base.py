@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class StepContext:
     spans: TokenSpans
     norm_eps: float
     sink_dims: tuple[int, ...] | None = None
-    memory: dict[Hashable, Tensor] | None = None
+    memory: dict[Hashable, Any] | None = None
 
 
 class Probe(ABC):

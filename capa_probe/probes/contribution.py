@@ -9,6 +9,9 @@ from capa_probe.lvlm.tap import AttentionCall
 from capa_probe.measures import attention_contribution, contribution_of_products, written_products
 from capa_probe.probes.base import AttentionProbe, StepContext
 
+#: Keys that products of further ones have room for, before those known are copied.
+_ROOM = 64
+
 
 class Contribution(AttentionProbe):
     """CAPA's score ``C[i] = || sum_h A[h, i] v[g(h), i] W_O[h] ||``."""
@@ -32,11 +35,22 @@ def _products(call: AttentionCall, context: StepContext) -> Tensor | None:
     weight = call.projection_weight()
     if context.step == 0 or context.memory is None or weight is None or call.value.device.type == "mps":
         return None
-    place = (Contribution.name, call.layer)
-    known, new = context.memory.get(place), call.query.shape[2]
-    if known is not None and known.shape[1] + new == call.value.shape[2]:
-        products = torch.cat([known, written_products(call.value[:, :, -new:], weight)], dim=1)
-    else:  # the first step; or a cache that drops or moves keys, as one with a sliding window does
-        products = written_products(call.value, weight)
-    context.memory[place] = products
-    return products
+    place, n, new = (Contribution.name, call.layer), call.value.shape[2], call.query.shape[2]
+    known, buffer = context.memory.get(place, (0, None))
+    if buffer is None or known + new != n:
+        # The first step; or a cache that drops or moves keys, as one with a sliding window does.
+        known, buffer = 0, None
+    if buffer is None or n > buffer.shape[1]:
+        grown = torch.empty(
+            len(call.value),
+            n + _ROOM,
+            *2 * (call.query.shape[1],),
+            dtype=torch.float64,
+            device=call.value.device,
+        )
+        if buffer is not None:
+            grown[:, :known] = buffer[:, :known]
+        buffer = grown
+    buffer[:, known:n] = written_products(call.value[:, :, known:], weight)
+    context.memory[place] = (n, buffer)
+    return buffer[:, :n]

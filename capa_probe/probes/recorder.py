@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class Recorder:
         #: One entry per step: column to one (batch, key or query) tensor per layer.
         self.steps: list[dict[str, list[Tensor]]] = []
         self._context: StepContext | None = None
-        self._memory: dict[Hashable, Tensor] | None = {} if steps >= STEPS_TO_REMEMBER else None
+        self._memory: dict[Hashable, Any] | None = {} if steps >= STEPS_TO_REMEMBER else None
 
     @contextmanager
     def attached(self) -> Iterator[Recorder]:
