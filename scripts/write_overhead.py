@@ -27,6 +27,7 @@ from capa_probe.figures.save import save  # noqa: E402
 from capa_probe.figures.style import QUIET, TEXT, VISUAL, styled  # noqa: E402
 
 START, END = "<!-- results: start -->", "<!-- results: end -->"
+_IMAGE = "![Time over the plain forward and memory beyond it](images/overhead.png)"
 #: Short names for the figure.
 _SHORT = {
     "profile": "cp.profile",
@@ -49,7 +50,7 @@ def load(folder: Path) -> dict[str, Entries]:
 
 
 def results(found: dict[str, Entries]) -> str:
-    """All tables in Markdown."""
+    """The figure and all tables in Markdown; empty without results."""
     tables = {
         "overhead": time_table,
         "memory": memory_table,
@@ -57,7 +58,8 @@ def results(found: dict[str, Entries]) -> str:
         "7b": whole_table,
         "throughput": throughput_table,
     }
-    return "\n\n".join(table(found[name]) for name, table in tables.items() if found.get(name))
+    parts = [table(found[name]) for name, table in tables.items() if found.get(name)]
+    return "\n\n".join([_IMAGE, *parts]) if parts else ""
 
 
 def time_table(entries: Entries) -> str:
