@@ -58,7 +58,7 @@ def lvlm(request: pytest.FixtureRequest) -> Iterator[cp.HookedLVLM]:
     with torch.no_grad():
         logits = model(**inputs).logits  # on its first forward transformers puts hooks of its own on it
     wrapper = cp.HookedLVLM(model)
-    wanted, before = profiled(wrapper, [inputs], steps=1), state(wrapper)
+    before, wanted = state(wrapper), profiled(wrapper, [inputs], steps=1)
     yield wrapper
     assert state(wrapper) == before
     with torch.no_grad():
