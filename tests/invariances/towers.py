@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     Cohere2Config,
@@ -101,38 +100,3 @@ def build(name: str, attn: str = "sdpa") -> PreTrainedModel:
                 parameter.uniform_(0.5, 2)  # all ones would do nothing after the first norm
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = tiny.PAD, None
     return model
-
-
-def by_hand(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Per layer, from an eager copy's own attention matrices: columns by name, each (batch, position), in float64.
-
-    The query is the last position, so the inputs must be padded on the left.
-    """
-    layers = model.model.language_model.layers
-    values: list[Tensor] = []
-    handles = [
-        layer.self_attn.v_proj.register_forward_hook(
-            lambda module, args, output: values.append(output.double())
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
-        out = model(**inputs, output_attentions=True, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    found = []
-    for layer, pattern, value in zip(layers, out.attentions, values, strict=True):
-        row, w_o = pattern[:, :, -1].double(), layer.self_attn.o_proj.weight.detach().double()
-        n_heads, d_head = row.shape[1], w_o.shape[1] // row.shape[1]
-        per_head = value.unflatten(-1, (-1, d_head)).repeat_interleave(
-            n_heads * d_head // value.shape[-1], dim=2
-        )  # batch, key, head, d_head
-        shares = (row.transpose(1, 2)[..., None] * per_head).flatten(-2) @ w_o.T
-        found.append(
-            {
-                "attention": row.mean(dim=1),
-                "contribution": shares.norm(dim=-1),
-                "value_norm": value.unflatten(-1, (-1, d_head)).norm(dim=-1).mean(dim=-1),
-            }
-        )
-    return found

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 import capa_probe as cp
 from tests import processors, tiny
-from tests.oracles import loops, models
+from tests.oracles import models
+from tests.oracles.columns import Layer, Row, measured
 
 FAMILIES = ("llava", "qwen2_5_vl")
 #: Hook point of a layer here to the one of the bridge. ``docs/oracles.md`` shows this table.
@@ -106,11 +107,11 @@ def longer(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
-def layer(case: Case, cache: ActivationCache, index: int, first: int = 0) -> loops.Layer:
+def layer(case: Case, cache: ActivationCache, index: int, first: int = 0) -> Layer:
     """One layer of a cache as lists, for the loops to compute its columns; queries from position ``first`` on."""
     seen = {name: cache[f"blocks.{index}.{name}"][0].double() for name in LAYER_NAMES if "rot" not in name}
     module = case.lvlm.family.layers(case.lvlm.model)[index]
-    return loops.Layer(
+    return Layer(
         attention=seen["attn.hook_pattern"][:, first:].tolist(),
         values=seen["attn.hook_v"].transpose(0, 1).tolist(),
         pre=seen["hook_resid_pre"][first:].tolist(),
@@ -120,9 +121,9 @@ def layer(case: Case, cache: ActivationCache, index: int, first: int = 0) -> loo
     )
 
 
-def columns(case: Case, steps: int) -> list[loops.Row]:
+def columns(case: Case, steps: int) -> list[Row]:
     """The measured columns of prefill and decode steps, worked out from the bridge's caches."""
-    rows: list[loops.Row] = []
+    rows: list[Row] = []
     inputs, eps = case.inputs, case.lvlm.norm_eps
     image_ends = int((inputs["input_ids"][0] == tiny.IMAGE).nonzero().max()) + 1
     for step in range(steps + 1):
@@ -130,7 +131,7 @@ def columns(case: Case, steps: int) -> list[loops.Row]:
         n = inputs["input_ids"].shape[1]
         text = range(image_ends, n) if step == 0 else ()
         for index in range(case.lvlm.n_layers):
-            found = loops.measured(layer(case, cache, index, 0 if step == 0 else n - 1), eps, text)
+            found = measured(layer(case, cache, index, 0 if step == 0 else n - 1), eps, text)
             rows += [{"step": step, "layer": index, "position": i} | row for i, row in enumerate(found)]
         words = logits[:, -1:].clone()
         words[..., models.NO_WORDS] = -torch.inf

@@ -39,7 +39,10 @@ def worst(
             scale = np.ones_like(b)
         elif name.startswith(DIFFERENCE):
             scale = np.fmax(scale, np.abs(oracle[name.replace(DIFFERENCE, OF)].to_numpy(np.float64)))
-        result[name] = float((np.abs(a - b)[known] / scale[known]).max(initial=0.0))
+        difference = np.abs(a - b)
+        differs = known & (difference > 0)  # outside a sliding window both are 0
+        with np.errstate(divide="ignore"):
+            result[name] = float((difference[differs] / scale[differs]).max(initial=0.0))
     return result
 
 
