@@ -41,7 +41,8 @@ def to_activation_cache(
         A ``transformer_lens.ActivationCache``.
 
     Raises:
-        CapaProbeError: not a cache of this package, or a plain dict without ``lvlm``.
+        CapaProbeError: not a cache of this package, a plain dict without ``lvlm``, a text tower whose norms are no
+            RMSNorm, or ``neurons`` of a mixture of experts.
     """
     from transformer_lens import ActivationCache
 
@@ -86,6 +87,8 @@ def _norm_scales(cache: Mapping[str, Tensor], lvlm: HookedLVLM) -> dict[str, Ten
 
 def _neurons(cache: Mapping[str, Tensor], lvlm: HookedLVLM) -> dict[str, Tensor]:
     """What enters each FFN's output projection, by running the FFNs again on their cached inputs."""
+    from capa_probe.lens_model import output_projection
+
     found: dict[str, Tensor] = {}
     for index, layer in enumerate(lvlm.family.layers(lvlm.model)):
         x = cache.get(f"blocks.{index}.mlp.hook_in")
@@ -96,7 +99,7 @@ def _neurons(cache: Mapping[str, Tensor], lvlm: HookedLVLM) -> dict[str, Tensor]
         def keep(_: torch.nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
             found[name] = args[0]
 
-        handle = mlp.get_submodule("down_proj").register_forward_pre_hook(keep)
+        handle = output_projection(mlp).register_forward_pre_hook(keep)
         try:
             mlp.forward(x)  # not the module itself, so that hooks on it do not see this side computation
         finally:

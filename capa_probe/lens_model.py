@@ -21,13 +21,23 @@ class LensModel:
 
     Args:
         lvlm: the model.
+
+    Raises:
+        CapaProbeError: its norms are no RMSNorm, so that dividing by a scale is not all that they do.
     """
 
     def __init__(self, lvlm: HookedLVLM) -> None:
         self.lvlm = lvlm
+        layers = lvlm.family.layers(lvlm.model)
+        for norm in (self.ln_final, *(layer.get_submodule("input_layernorm") for layer in layers)):
+            if "RMSNorm" not in type(norm).__name__:
+                raise CapaProbeError(
+                    f"The text tower has a {type(norm).__name__}, whose scale TransformerLens's tools cannot be given; "
+                    "give a cache of a model with RMSNorm, such as Llama, Mistral or Qwen."
+                )
         #: Where TransformerLens looks for a model that is in training mode.
         self.original_model = lvlm.model
-        self.blocks = [LensBlock(layer, self.cfg.n_heads) for layer in lvlm.family.layers(lvlm.model)]
+        self.blocks = [LensBlock(layer, self.cfg.n_heads) for layer in layers]
 
     @cached_property
     def cfg(self) -> TransformerLensConfig:
@@ -125,7 +135,15 @@ class LensModel:
             tokens = self.to_single_token(tokens)
         if isinstance(tokens, Tensor) and tokens.numel() == 1:
             tokens = int(tokens.item())
-        return _weight(self.lvlm.model.lm_head)[tokens] * _weight(self.ln_final)
+        return _weight(self.lvlm.model.lm_head)[tokens] * self._final_gain
+
+    @property
+    def _final_gain(self) -> Tensor:
+        """(d_model,) what the final norm multiplies by: its weight, or in Gemma one more than that."""
+        weight = _weight(self.ln_final)
+        ones = torch.ones_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        with torch.no_grad():
+            return (self.ln_final.forward(ones) * (1 + self.lvlm.norm_eps) ** 0.5).to(weight.dtype)
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`HookedLVLM.run_with_cache`."""
@@ -141,7 +159,7 @@ class LensBlock:
 
     def __init__(self, layer: nn.Module, n_heads: int) -> None:
         self.attn = LensAttention(layer.get_submodule("self_attn.o_proj"), n_heads)
-        self.mlp = LensMLP(layer.get_submodule("mlp.down_proj"))
+        self.mlp = LensMLP(layer.get_submodule("mlp"))
 
 
 class LensAttention:
@@ -163,20 +181,34 @@ class LensAttention:
 
 
 class LensMLP:
-    """The output projection of one layer's FFN."""
+    """The output projection of one layer's FFN; a mixture of experts has none."""
 
-    def __init__(self, down_proj: nn.Module) -> None:
-        self._down_proj = down_proj
+    def __init__(self, mlp: nn.Module) -> None:
+        self._mlp = mlp
 
     @property
     def W_out(self) -> Tensor:  # noqa: N802
         """(d_mlp, d_model)."""
-        return _weight(self._down_proj).T
+        return _weight(output_projection(self._mlp)).T
 
     @property
     def b_out(self) -> Tensor:
-        """(d_model,); zero if there is none."""
-        return _bias(self._down_proj)
+        """(d_model,), or one zero for all; zero if there is none, as in a mixture of experts."""
+        return _bias(output_projection(self._mlp)) if hasattr(self._mlp, "down_proj") else torch.zeros(())
+
+
+def output_projection(mlp: nn.Module) -> nn.Module:
+    """The projection that an FFN's neurons go through.
+
+    Raises:
+        CapaProbeError: it has none, as a mixture of experts.
+    """
+    if not hasattr(mlp, "down_proj"):
+        raise CapaProbeError(
+            f"The neurons of a {type(mlp).__name__} were asked for, which has no one output projection; leave "
+            "neurons=True and single neurons out for this model."
+        )
+    return mlp.get_submodule("down_proj")
 
 
 def _weight(module: nn.Module) -> Tensor:

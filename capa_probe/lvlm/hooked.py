@@ -240,6 +240,7 @@ class HookedLVLM(Wrapper):
         self, name: NameFilter, hook: Callable[..., Tensor | None], *args: Any, **kwargs: Any
     ) -> None:
         """Add a hook that stays until ``reset_hooks()``; prefer :meth:`hooks`."""
+        refuse_compiled(self.model)
         self._matching(name)
         super().add_hook(name, hook, *args, **kwargs)
 

@@ -15,7 +15,7 @@ from capa_probe.probes.token_table import PLACE_COLUMNS
 from capa_probe.schema import TOKEN_SCHEMA
 from tests import processors, tiny
 
-#: What float32 lets differ: of the value itself, or of the largest one of its column and layer.
+#: What float32 lets differ, as a share of the largest value of a column and layer.
 TOLERANCE = 1e-5
 MEASURED = tuple(name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS)
 DIMENSIONS = tuple(name for name in MEASURED if name.startswith("sink_dim"))

@@ -73,6 +73,8 @@ def test_a_model_compiled_after_it_was_wrapped_is_refused_when_listening_begins(
         profiled(lvlm, [inputs])
     with pytest.raises(cp.CapaProbeError, match="compiled"):
         lvlm.run_with_cache(**inputs)
+    with pytest.raises(cp.CapaProbeError, match="compiled"):
+        lvlm.add_hook("blocks.0.hook_mlp_out", lambda x, hook: None)
     with pytest.raises(cp.CapaProbeError, match="compiled"), lvlm.attention_calls(lambda call: None):
         pass
     for attached in (Random(layers=(1,), keep=0.5), SkipFFN(layers=(2,))):

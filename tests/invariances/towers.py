@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    BitNetConfig,
     CLIPVisionConfig,
     Cohere2Config,
+    DiffLlamaConfig,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -16,6 +19,7 @@ from transformers import (
     GraniteConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MiniMaxConfig,
     MistralConfig,
     Olmo2Config,
     Phi3Config,
@@ -23,6 +27,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
     VaultGemmaConfig,
 )
 
@@ -69,6 +74,25 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "GptOssDecoderLayer with learned sink logits",
     ),
     "cohere 2": (Cohere2Config, {}, "Cohere2DecoderLayer without post_attention_layernorm"),
+    "bitnet": (BitNetConfig, {}, r"BitNetDecoderLayer with self_attn\.attn_sub_norm"),
+    "differential llama": (DiffLlamaConfig, {}, r"DiffLlamaDecoderLayer with self_attn\.lambda_q1"),
+    "doge": (DogeConfig, {}, "DogeDecoderLayer with input_residual"),
+    "minimax": (
+        MiniMaxConfig,
+        {
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention"] * 4,
+            "full_attn_alpha_factor": 2,
+        },
+        "MiniMaxDecoderLayer with attn_alpha_factor=2",
+    ),
+    "qwen3-next, gated attention": (
+        Qwen3NextConfig,
+        {"head_dim": 8, "layer_types": ["full_attention"] * 4, "num_experts": 0},
+        r"Qwen3NextDecoderLayer with self_attn\.q_proj of 64 numbers for 32",
+    ),
     "phi 3": (Phi3Config, {}, r"Phi3DecoderLayer without self_attn\.v_proj"),
 }
 _ONLY_EAGER = ("gemma 2", "vaultgemma", "gpt-oss")

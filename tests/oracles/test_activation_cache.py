@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.tools.analysis import direct_logit_attribution
+from transformers import LlavaConfig, LlavaForConditionalGeneration, StableLmConfig
 
 import capa_probe as cp
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedCache
 from tests import processors, tiny
+from tests.invariances import towers
 from tests.oracles import bridge, models
 from tests.oracles.bridge import Case
 
@@ -177,6 +179,35 @@ def test_what_the_tools_say_is_so(family: str) -> None:
     torch.testing.assert_close(attributions.sum(0), out.logits[..., 9], **tight)
     shares = direct_logit_attribution(lens.model, answer_tokens=9, cache=lens).attribution
     torch.testing.assert_close(shares.sum(0), out.logits[:, -1, 9], **tight)
+
+
+@pytest.mark.parametrize("name", towers.MEASURED)
+@torch.no_grad()
+def test_attributions_of_other_towers_add_up_to_their_logits(name: str) -> None:
+    """Gemma's norms multiply by one more than their weight; a mixture of experts has no neurons of one projection."""
+    model, inputs = towers.build(name), tiny.inputs("llava")
+    model.model.language_model.norm.weight.uniform_(0.5, 2)
+    out, cache = cp.HookedLVLM(model).run_with_cache(**inputs)
+    lens = cp.to_activation_cache(cache)
+    attributions = lens.logit_attrs(lens.get_full_resid_decomposition(expand_neurons=False), 9)
+    torch.testing.assert_close(attributions.sum(0), out.logits[..., 9], rtol=1e-4, atol=1e-4)
+    if "experts" in name:
+        with pytest.raises(CapaProbeError, match="neurons of a Qwen3MoeSparseMoeBlock were asked for"):
+            cp.to_activation_cache(cache, neurons=True)
+        with pytest.raises(CapaProbeError, match="no one output projection"):
+            _ = lens.model.blocks[1].mlp.W_out
+
+
+@torch.no_grad()
+def test_other_norms_than_rms_are_refused() -> None:
+    vision, text = tiny.shared("llava").config.vision_config, StableLmConfig(**tiny.TEXT)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=tiny.IMAGE, image_seq_length=16
+    )
+    lvlm = cp.HookedLVLM(LlavaForConditionalGeneration(config).eval())
+    _, cache = lvlm.run_with_cache(**tiny.inputs("llava"))
+    with pytest.raises(CapaProbeError, match="The text tower has a LayerNorm, whose scale"):
+        cp.to_activation_cache(cache)
 
 
 @torch.no_grad()
