@@ -8,6 +8,7 @@ import torch
 from transformers import (
     BitNetConfig,
     CLIPVisionConfig,
+    CodeGenConfig,
     Cohere2Config,
     DiffLlamaConfig,
     DogeConfig,
@@ -93,9 +94,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"head_dim": 8, "layer_types": ["full_attention"] * 4, "num_experts": 0},
         r"Qwen3NextDecoderLayer with self_attn\.q_proj of 64 numbers for 32",
     ),
+    "codegen": (CodeGenConfig, {"rotary_dim": 8}, "CodeGenModel without layers"),
     "phi 3": (Phi3Config, {}, r"Phi3DecoderLayer without self_attn\.v_proj"),
 }
-_ONLY_EAGER = ("gemma 2", "vaultgemma", "gpt-oss")
+_ONLY_EAGER = ("gemma 2", "vaultgemma", "gpt-oss", "codegen")
 
 
 def build(name: str, attn: str = "sdpa") -> PreTrainedModel:
