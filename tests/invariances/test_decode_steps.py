@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import capa_probe as cp
+from capa_probe.probes import recorder
 from tests import tiny
 from tests.invariances import towers
 from tests.invariances.comparing import MEASURED, TOLERANCE, assert_same, in_dtype, profiled
@@ -16,6 +17,12 @@ from tests.invariances.comparing import MEASURED, TOLERANCE, assert_same, in_dty
 STEPS = 3
 #: Filled for every key; the other columns only in the query's own row, attention_text at no decode step.
 OF_KEYS = ("attention", "contribution", "removal_effect", "value_norm")
+
+
+@pytest.fixture(autouse=True)
+def _few_steps_are_enough_to_remember_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a long generation, where contributions are not computed anew at every step."""
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", 1)
 
 
 def longer(inputs: dict[str, Tensor], ids: Tensor, step: int) -> dict[str, Tensor]:

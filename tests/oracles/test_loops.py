@@ -10,6 +10,7 @@ import pytest
 
 import capa_probe as cp
 from capa_probe.lvlm.inputs import LVLMInputs
+from capa_probe.probes import recorder
 from capa_probe.schema import MEASURES
 from tests import tiny
 from tests.oracles import compare, loops, models
@@ -39,8 +40,12 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(family, prompts, loops.table(models.build(family, "eager"), family, prompts, STEPS))
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_prefill_and_decode_steps(case: Case, attn: str) -> None:
+@pytest.mark.parametrize(("attn", "remembered"), [("sdpa", True), ("sdpa", False), ("eager", True)])
+def test_prefill_and_decode_steps(
+    case: Case, attn: str, remembered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what long generations keep from step to step, instead of computing it anew."""
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", 1 if remembered else STEPS + 1)
     prof = profile(case.lvlm(attn), [case.inputs()], STEPS)
     far = compare.agree(prof.tokens, case.tokens, TOLERANCE)
     assert set(far) == set(prof.tokens.columns)
