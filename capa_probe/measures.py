@@ -109,18 +109,19 @@ def written_products(
         weight: (d_model, head * d_head) of the output projection.
 
     Returns:
-        (batch, key, head, head), float64: heads may nearly cancel in a sum over them.
+        (batch, key, head, head), float32: in a sum over heads that nearly cancel, too few digits
+        (see :func:`contribution_of_products`).
     """
     batch, kv_heads, keys, d_head = values.shape
     of_heads = weight.reshape(len(weight), -1, d_head).permute(1, 2, 0)  # head d_head d_model, not copied
     heads, _, d_model = of_heads.shape
-    products = torch.empty(batch, keys, heads, heads, dtype=torch.float64, device=values.device)
-    chunk = max(1, 2**20 // (batch * heads * d_model))  # bounds memory
+    products = torch.empty(batch, keys, heads, heads, device=values.device)
+    chunk = max(1, 2**19 // (batch * heads * d_model))  # stays in a cache
     for start in range(0, keys, chunk):
         some = values[:, :, start : start + chunk].to(weight.dtype)
         by_head = some.repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1).reshape(heads, -1, d_head)
         written = (
-            torch.bmm(by_head, of_heads).transpose(0, 1).double().contiguous()
+            torch.bmm(by_head, of_heads).transpose(0, 1).float().contiguous()
         )  # batch_x_key head d_model
         found = written @ written.transpose(-1, -2)
         products[:, start : start + chunk] = found.reshape(batch, -1, heads, heads)
@@ -128,20 +129,37 @@ def written_products(
 
 
 def contribution_of_products(
-    attention: Float[Tensor, "batch head key"], products: Float[Tensor, "batch key head head"]
+    attention: Float[Tensor, "batch head key"],
+    products: Float[Tensor, "batch key head head"],
+    values: Float[Tensor, "batch kv_head key d_head"],
+    weight: Float[Tensor, "d_model head_x_d_head"],
 ) -> Float[Tensor, "batch key"]:
     """:func:`attention_contribution` by way of :func:`written_products`.
+
+    Where heads cancel to less than 1/16 of the sum of their lengths, rounding of the products would show; those keys
+    are projected.
 
     Args:
         attention: (batch, head, key) attention probabilities of one query token per sample.
         products: (batch, key, head, head) of these keys.
+        values: (batch, kv_head, key, d_head) value vectors.
+        weight: (d_model, head * d_head) of the output projection.
 
     Returns:
         (batch, key) norms in the units of the residual stream, float32.
     """
-    a = attention.double().transpose(1, 2)  # batch key head
+    # Scaled, since the squares of small probabilities leave float32.
+    largest = attention.amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)  # batch key
+    a = (attention / largest.unsqueeze(1)).transpose(1, 2)  # batch key head
     squares = ((products @ a.unsqueeze(-1)).squeeze(-1) * a).sum(dim=-1)
-    return squares.clamp(min=0).sqrt().float()
+    lengths = (products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() * a).sum(dim=-1)
+    contribution = squares.clamp(min=0).sqrt() * largest
+    cancelled = squares < lengths.square() / 256
+    if bool(cancelled.any()):
+        at = cancelled.any(dim=0).nonzero().flatten()
+        exact = attention_contribution(attention[:, :, at], values[:, :, at], weight)
+        contribution[:, at] = torch.where(cancelled[:, at], exact, contribution[:, at])
+    return contribution
 
 
 def removal_effect(

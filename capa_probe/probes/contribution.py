@@ -24,7 +24,9 @@ class Contribution(AttentionProbe):
         products = _products(call, context)
         if products is None:
             return {"contribution": attention_contribution(row, call.value, call.project)}
-        return {"contribution": contribution_of_products(row, products)}
+        weight = call.projection_weight()
+        assert weight is not None
+        return {"contribution": contribution_of_products(row, products, call.value, weight)}
 
 
 def _products(call: AttentionCall, context: StepContext) -> Tensor | None:
@@ -33,7 +35,7 @@ def _products(call: AttentionCall, context: StepContext) -> Tensor | None:
     None at prefill, which needs every key once, and where they cannot be had or do not pay.
     """
     weight = call.projection_weight()
-    if context.step == 0 or context.memory is None or weight is None or call.value.device.type == "mps":
+    if context.step == 0 or context.memory is None or weight is None:
         return None
     place, n, new = (Contribution.name, call.layer), call.value.shape[2], call.query.shape[2]
     known, buffer = context.memory.get(place, (0, None))
@@ -45,7 +47,6 @@ def _products(call: AttentionCall, context: StepContext) -> Tensor | None:
             len(call.value),
             n + _ROOM,
             *2 * (call.query.shape[1],),
-            dtype=torch.float64,
             device=call.value.device,
         )
         if buffer is not None:
