@@ -1,6 +1,6 @@
 """Write the shipped ShapesQA splits anew: data/shapesqa/{calibration,test}.
 
-python scripts/make_shapesqa.py --out data/shapesqa --world small
+python scripts/make_shapesqa.py --out data/shapesqa --world rich
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Worlds = StrEnum("Worlds", [(name, name) for name in WORLDS])
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the splits.")] = Path("data/shapesqa"),
-    world: Annotated[Worlds, typer.Option(help="What is drawn and asked.")] = Worlds.small,
+    world: Annotated[Worlds, typer.Option(help="What is drawn and asked.")] = Worlds.rich,
 ) -> None:
     """Write the calibration and the test split."""
     for split in SHIPPED_IMAGES[world.value]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,30 +16,30 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from capa_probe.demo.drawing import render, render_with_marks
+from capa_probe.demo.phrasings import plural
 from capa_probe.demo.questions import ask, describe
 from capa_probe.demo.scenes import Scene, random_scene
-from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES, SMALL
+from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES
 from demo_training.architecture import Parts, build_config
 from demo_training.cpu_attention import attention_in_float32
 from demo_training.evaluation import wilson
 from demo_training.export import model_card
 from demo_training.loop import Schedule, Stage, run_stage
-from demo_training.recipe import NAMES, RECIPES, Recipe
+from demo_training.recipe import NAMES, RECIPE
 from demo_training.sketches import (
     NOTHING,
-    field_sizes,
     patch_cell,
-    sketch_cells,
     sketch_patches,
     sketch_symbols,
 )
 from demo_training.stages import build_stage, turn_logits
+from demo_training.stones import stepping_stone
 from demo_training.turns import PREFIX_LENGTH, TurnStyle, draw_questions, pack, right_by_task
 from demo_training.vocabulary import ASSISTANT, EOS, UNKNOWN, build_processor, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 CPU = torch.device("cpu")
-ALL_ALIKE = dict.fromkeys(SMALL.tasks, 1.0)
+ALL_ALIKE = dict.fromkeys(RICH.tasks, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_scoring_counts_whole_answers() -> None:
 def test_tokenizer_knows_every_question_and_gives_answers_back() -> None:
     rng = np.random.default_rng(0)
     for scene in scenes(60):
-        for task in SMALL.tasks:
+        for task in RICH.tasks:
             question = ask(scene, task, rng) or describe(scene)
             text = question.text[0].upper() + question.text[1:]
             asked = TOKENIZER(text)["input_ids"]
@@ -168,15 +169,6 @@ def test_patches_and_cells() -> None:
         assert [patch_cell(p, board) for p in range(144)] == [
             p // 12 // side * board + p % 12 // side for p in range(144)
         ]
-    scene = Scene({4: ("ring", "red")}, {2: "KA"}, 0)
-    sketch = np.array(sketch_cells(scene))
-    sizes = list(field_sizes(SMALL).values())
-    assert (sketch < sizes).all()
-    assert sketch.shape == (144, 6)
-    for field in range(4):
-        told = np.flatnonzero(sketch[:, field] != NOTHING[field])
-        assert {patch_cell(p, 3) for p in told} == ({4} if field < 2 else {2})
-        assert len(told) == 16
 
 
 @given(st.integers(0, 10_000))
@@ -207,12 +199,12 @@ def test_a_patch_tells_what_it_shows(seed: int) -> None:
         assert "".join(CHARACTERS[here[:, field].min()] for field in (2, 3)) == text
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]), st.booleans())
+@given(st.integers(0, 10_000), st.booleans())
 @settings(max_examples=25)
-def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> None:
+def test_symbols_hold_the_whole_scene(seed: int, apart: bool) -> None:
     rng = np.random.default_rng(seed)
     scene = random_scene(rng, replace(RICH, apart=apart))
-    rows, patches = sketch_symbols(scene, 64, whole, rng)
+    rows, patches = sketch_symbols(scene, 64, rng)
     assert len(rows) == len(patches) == 64
     assert patches == sorted(set(patches))
     found: dict[int, set[tuple[int, int]]] = {}
@@ -220,7 +212,7 @@ def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> N
         cell = patch_cell(patch, 6)
         assert (row[4], row[5]) == divmod(cell, 6)
         told = {(field, value) for field, value in enumerate(row[:4]) if value != NOTHING[field]}
-        if apart and not whole:
+        if apart:
             assert len(told) <= 1
         found[cell] = found.get(cell, set()) | told
     wanted = {
@@ -234,22 +226,108 @@ def test_symbols_hold_the_whole_scene(seed: int, whole: float, apart: bool) -> N
     assert {cell: told for cell, told in found.items() if told} == wanted
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_recipes_are_whole(recipe: Recipe) -> None:
-    assert set(recipe.schedules) == set(recipe.scenes) == set(recipe.what) == set(NAMES)
-    for name, phases in recipe.phases.items():
+def test_the_recipe_is_whole() -> None:
+    assert set(RECIPE.schedules) == set(RECIPE.scenes) == set(RECIPE.what) == set(NAMES)
+    for name, phases in RECIPE.phases.items():
         ends = [phase.until for phase in phases]
         assert ends == sorted(set(ends))
         assert ends[-1] == 1
         for phase in phases:
-            assert set(phase.style.weights) == set(recipe.world.tasks)
-            assert recipe.phase(name, phase.until - 1e-6) is phase
-        assert recipe.phase(name, 1.0) is phases[-1]
-    parameters = sum(p.numel() for p in Parts(recipe).lvlm.parameters())
+            assert set(phase.style.weights) == set(RECIPE.world.tasks)
+            assert RECIPE.phase(name, phase.until - 1e-6) is phase
+        assert RECIPE.phase(name, 1.0) is phases[-1]
+        # Every object and every character has a token.
+        for phase in phases if name != "joint" else ():
+            world = phase.world(RECIPE.world)
+            most = max(most for _, most in world.objects.values()) * phase.most + 2 * world.texts[1]
+            assert most <= (phase.tokens or RECIPE.symbol_tokens)
+    tokens = [phase.tokens or RECIPE.symbol_tokens for phase in RECIPE.phases["symbols"]]
+    assert f"boards of {min(tokens)} to {max(tokens)} tokens" in RECIPE.what["symbols"]
+    parameters = sum(p.numel() for p in Parts().lvlm.parameters())
     assert 4 * parameters < 24e6
-    config = build_config(recipe)
+    config = build_config()
     assert config.text_config.num_hidden_layers >= 8
     assert config.vision_config.image_size == 12 * config.vision_config.patch_size
+
+
+def test_phases_decide_rate_scenes_and_how_colors_are_compared() -> None:
+    steps = RECIPE.schedules["symbols"].steps
+    stage = build_stage("symbols", Parts(), 0, CPU)
+    for phase in RECIPE.phases["symbols"]:
+        step = round(phase.until * steps) - 1
+        assert stage.rate(step) == phase.rate
+        sketches, positions, turns = stage.batch(step)
+        assert len(sketches) == len(turns.tasks) == (phase.scenes or RECIPE.scenes["symbols"])
+        assert sketches.shape[1] == positions.shape[1] == (phase.tokens or RECIPE.symbol_tokens)
+        assert phase.world(RICH).twin_by_place == phase.twin_by_place
+    assert build_stage("tower", Parts(), 0, CPU).rate(0) == 1.0
+
+
+def test_a_stage_stops_and_its_rate_is_multiplied(tmp_path: Path) -> None:
+    """At a rate of none, a second step changes nothing: the weights are those of a stage that stops before it."""
+    torch.manual_seed(0)
+    start, found = Parts().state_dict(), []
+    for stop in (1, None):
+        parts = Parts()
+        parts.load_state_dict(start)
+        stage = build_stage("projector", parts, 0, CPU, steps=2, scenes=1)
+        before = weights(stage)
+        schedule = replace(stage.schedule, stop=stop)
+        stage = replace(stage, schedule=schedule, rate=lambda step: float(step == 0))
+        run_stage(stage, tmp_path / str(stop), lambda _: None)
+        lines = (tmp_path / str(stop) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [stop or 2]
+        found.append(weights(stage))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in before)
+    assert any(not torch.equal(found[0][key], before[key]) for key in before)
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.0, 1.0]))
+@settings(max_examples=50)
+def test_stepping_stones_are_told_right(seed: int, twin_by_place: bool, twins: float) -> None:
+    rng = np.random.default_rng(seed)
+    scene = random_scene(rng, replace(RICH, twin_by_place=twin_by_place))
+    question = stepping_stone(scene, rng, twins)
+    assert UNKNOWN not in TOKENIZER(f"{question.text} {question.answer}")["input_ids"]
+    named = question.text[:-1].split()
+    assert (question.task == "twins") == bool(twins)
+    if question.task == "shape_of":
+        assert [(question.answer, named[-1])] == [t for t in scene.objects.values() if t[1] == named[-1]]
+        return
+    told = {}
+    for part in question.answer.split(" , "):
+        row, col, word = part.split()
+        told[(int(row) - 1) * scene.board + int(col) - 1] = word
+    assert tuple(told) == question.cells == tuple(sorted(told))
+    if question.task == "twins":
+        place = [int(n) - 1 for word in ("row", "column") for n in re.findall(rf"{word} (\d)", question.text)]
+        meant = [
+            cell
+            for cell, (shape, _) in scene.objects.items()
+            if (divmod(cell, scene.board) == tuple(place) if twin_by_place else shape == named[-1])
+        ]
+        assert len(meant) == 1 or not twin_by_place
+        wanted = [{c: s for c, (s, k) in scene.objects.items() if k == scene.objects[m][1]} for m in meant]
+        assert told in wanted
+    else:
+        of_color = {c: s for c, (s, k) in scene.objects.items() if k == named[2]}
+        of_shape = {c: k for c, (s, k) in scene.objects.items() if plural(s) == named[2]}
+        assert told == (of_color or of_shape)
+
+
+def test_styles_choose_stones_suffix_and_what_is_described() -> None:
+    for share in (0.0, 1.0):
+        rng = np.random.default_rng(0)
+        style = TurnStyle(ALL_ALIKE, bare=share, texts=bool(share), stones=0.3, twins=share)
+        for scene in scenes(4):
+            first, *others = draw_questions(scene, style, rng)
+            assert first == describe(scene, texts=bool(share))
+            assert all((text in first.answer) == bool(share) for text in scene.texts.values())
+            asked = [question for question in others if question.task in RICH.tasks]
+            stones = {question.task for question in others} - set(RICH.tasks)
+            assert asked
+            assert all(question.text.endswith(RICH.suffix) == (not share) for question in asked)
+            assert stones <= ({"twins"} if share else {"list", "shape_of"})
 
 
 def test_attention_in_float32_is_the_same_attention(parts: Parts) -> None:
@@ -270,21 +348,20 @@ def weights(stage: Stage) -> dict[str, Tensor]:
     return {f"{n}.{k}": v.clone() for n, m in stage.trained.items() for k, v in m.state_dict().items()}
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_stage_ends_at_the_same_weights(name: str, recipe: Recipe, tmp_path: Path) -> None:
+def test_an_interrupted_stage_ends_at_the_same_weights(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = Parts(recipe).state_dict()
+    start = Parts().state_dict()
 
     def trained(folder: Path, *stops: int | None) -> dict[str, Tensor]:
         for stop in stops:
-            parts = Parts(recipe)  # as in a new process: what was learned comes from the checkpoint alone
+            parts = Parts()  # as in a new process: what was learned comes from the checkpoint alone
             parts.load_state_dict(start)
             stage = build_stage(name, parts, 0, CPU, steps=2, scenes=2)
             run_stage(stage, folder, lambda _: None, stop_at=stop)
         return weights(stage)
 
-    stage_start = Parts(recipe)
+    stage_start = Parts()
     stage_start.load_state_dict(start)
     before = weights(build_stage(name, stage_start, 0, CPU, steps=2, scenes=2))
     straight, resumed = trained(tmp_path / "a", None), trained(tmp_path / "b", 1, None)
@@ -298,7 +375,7 @@ def test_batches_drawn_by_other_processes_are_the_same(tmp_path: Path) -> None:
     found = []
     for workers in (0, 2):
         torch.manual_seed(0)
-        parts = Parts(RECIPES["rich"])
+        parts = Parts()
         stage = build_stage("symbols", parts, 0, CPU, steps=3, scenes=1)
         run_stage(stage, tmp_path / str(workers), lambda _: None, workers=workers)
         found.append(weights(stage))
@@ -328,29 +405,22 @@ def test_wilson_interval() -> None:
     assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_model_card_says_what_was_measured(recipe: Recipe) -> None:
+def test_model_card_says_what_was_measured() -> None:
     log = [{"stage": name, "step": 1, "seconds": 60.0, "accuracy": {}} for name in NAMES]
     result = {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125, "majority": 0.25}
     facts = {
-        "accuracy": dict.fromkeys(recipe.world.tasks, result),
+        "accuracy": dict.fromkeys(RECIPE.world.tasks, result),
         "seed": 7,
         "machine": "a CPU",
         "n_parameters": 5_000_000,
         "profile": ["No sinks."],
     }
-    card = model_card(log, facts, recipe)
-    if recipe.world is SMALL:
-        assert "| read | 10 | 0.900 | 0.600-0.980 | 0.125 |\n| relation (apart) | 10 |" in card
-        assert "Mean of the six main tasks: **0.900**" in card
-        assert "8-pixel patches, 96 x 96 images" in card
-    else:
-        assert "| read_at | 10 | 0.900 | 0.600-0.980 | 0.125 | 0.250 |\n| relation | 10 |" in card
-        assert "Mean of the 6 plain tasks" in card
-        assert "12-pixel patches, 144 x 144 images" in card
-        assert "kept for its more telling profile" not in card
+    card = model_card(log, facts)
+    assert "| read_at | 10 | 0.900 | 0.600-0.980 | 0.125 | 0.250 |\n| relation | 10 |" in card
+    assert "Mean of the 6 plain tasks" in card
+    assert "12-pixel patches, 144 x 144 images" in card
     assert "| `tower` |" in card
-    assert "seed 7, a CPU; 4 minutes in all" in card
+    assert "seed 7, a CPU; 5 minutes in all" in card
     assert "- No sinks.\n" in card
     assert "\n## Known limits\n\n- " in card
     assert "{" not in card

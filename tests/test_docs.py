@@ -35,6 +35,7 @@ def table_names(page: Path, heading: str) -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
 
 
+@pytest.mark.filterwarnings("ignore:These dimensions exceed tau")  # a fact about the demo model
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # it works from anywhere and leaves nothing behind
     namespace: dict[str, Any] = {}

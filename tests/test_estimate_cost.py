@@ -132,7 +132,7 @@ class TestCostOf7B:
         lvlm = cp.HookedLVLM.from_pretrained(demo_model_path())
         # One question per image: visual tokens before a second one are the same again, and compress away.
         samples = list(
-            {sample.images[0]: sample for sample in cp.load_samples(demo_data_path(), limit=72)}.values()
+            {sample.images[0]: sample for sample in cp.load_samples(demo_data_path(), limit=144)}.values()
         )
         sizes, rows = [], []
         for n in (8, len(samples)):  # between the two, what a file takes whatever it holds does not count

@@ -194,12 +194,13 @@ class TestTiming:
 
 
 class TestCommand:
-    IMAGE = demo_data_path("test") / "images" / "0244.png"
+    SAMPLE = cp.load_samples(demo_data_path("test"), limit=1)[0]
+    IMAGE = SAMPLE.images[0]
     ASKED = (
         "run",
         demo_model_path(),
         "--prompt",
-        "Count the shapes.",
+        SAMPLE.question,
         "--max-new-tokens",
         "4",
         "--repeats",
@@ -210,14 +211,17 @@ class TestCommand:
         file = tmp_path / "run.json"
         done = invoke(*self.ASKED, "--image", self.IMAGE, "--layers", "3", "--json", file, "--repeats", "1")
         assert done.exit_code == 0, done.output
-        lines = table(done.stdout)
-        assert done.stdout.startswith("144 visual and 7 text tokens in the prompt.\n")
+        lines, (answer,) = table(done.stdout), self.SAMPLE.answers
+        # <s>, USER:, ASSISTANT:, the words, and their two marks
+        n_text = 3 + len(self.SAMPLE.question.split()) + 2
+        assert done.stdout.startswith(f"144 visual and {n_text} text tokens in the prompt.\n")
         assert "capa: keep 0.25, before layer 3 (as given), compact." in done.stdout
-        assert ["vanilla", "5"] in lines
-        assert ["pruned", "5"] in lines
+        assert ["vanilla", answer] in lines
+        assert ["pruned", answer] in lines
         assert ["visual", "tokens,", "layers", "0-2", "144", "144", "0.0%"] in lines
         assert ["visual", "tokens,", "layers", "3-7", "144", "36", "75.0%"] in lines
-        assert f"KV cache, entries {8 * 151:,} {3 * 151 + 5 * 43} {1 - 668 / 1208:.1%}".split() in lines
+        whole, cut = 8 * (144 + n_text), 3 * (144 + n_text) + 5 * (36 + n_text)
+        assert f"KV cache, entries {whole:,} {cut:,} {1 - cut / whole:.1%}".split() in lines
         assert "Time: median of 1 repeat of a prefill and 3 decode steps" in done.stdout
         content = json.loads(file.read_text())
         assert "Both answers are the same.\n" in done.stdout
@@ -241,7 +245,7 @@ class TestCommand:
             "layers_from": "as given",
         }
         assert content["pruned"]["visual_tokens"] == [144] * 3 + [36] * 5
-        assert content["pruned"]["answer"] == "5"
+        assert content["pruned"]["answer"] == answer
         assert done.stderr.strip() == ""
 
     def test_several_images(self) -> None:

@@ -129,6 +129,19 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
+def _swapped(tests: pd.DataFrame) -> pd.DataFrame:
+    """The same comparisons with second first."""
+    return tests.assign(
+        first=tests["second"],
+        second=tests["first"],
+        mean_first=tests["mean_second"],
+        mean_second=tests["mean_first"],
+        difference=-tests["difference"],
+        low=-tests["high"],
+        high=-tests["low"],
+    )
+
+
 def _all(tables: Tables, name: str, measure: str | None = "hellinger") -> pd.DataFrame:
     """Rows of a table for all tasks together, of one measure; empty where there is no such table."""
     table = tables.get(name)
@@ -259,8 +272,9 @@ def _over_steps(tables: Tables) -> Iterator[Claim]:
     }
     for second, claim in names.items():
         rows = own[own["second"] == second]
-        flip = second == "every_step"  # CAPA itself comes first in the table
-        yield from _compared(rows, 6, claim, lambda row: str(row["stage"]), flip)
+        if second == "every_step":  # CAPA itself comes first in the table
+            rows = _swapped(rows)
+        yield from _compared(rows, 6, claim, lambda row: str(row["stage"]))
 
 
 _CLAIMS: tuple[Callable[[Tables], Iterator[Claim]], ...] = (

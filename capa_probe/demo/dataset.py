@@ -14,7 +14,7 @@ import numpy as np
 from capa_probe.demo.drawing import render
 from capa_probe.demo.questions import Question, ask
 from capa_probe.demo.scenes import Scene, random_scene
-from capa_probe.demo.worlds import SMALL, World
+from capa_probe.demo.worlds import RICH, World
 from capa_probe.errors import CapaProbeError
 from capa_probe.samples import SAMPLES_FILE, Sample
 
@@ -44,7 +44,7 @@ def split_rng(split: str, *index: int) -> np.random.Generator:
     return np.random.default_rng([SPLITS[split], *index])
 
 
-def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exercise]:
+def exercises(split: str, n_images: int, world: World = RICH) -> Iterator[Exercise]:
     """The first images of a split and their questions.
 
     They go round the tasks, so that all come equally often, and questions of yes or no are answered by them in turn.
@@ -65,7 +65,7 @@ def exercises(split: str, n_images: int, world: World = SMALL) -> Iterator[Exerc
         yield Exercise(scene, tuple(questions))
 
 
-def write_folder(split: str, folder: Path | str, n_images: int | None = None, world: World = SMALL) -> int:
+def write_folder(split: str, folder: Path | str, n_images: int | None = None, world: World = RICH) -> int:
     """Write a split as a data folder: ``images/*.png`` and ``samples.jsonl``.
 
     Args:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from capa_probe.demo.scenes import Scene
-from capa_probe.demo.worlds import COLORS, SMALL, World
+from capa_probe.demo.worlds import COLORS, RICH, World
 
 _NOISE = 7.6  # standard deviation of the sensor noise, of 255
 _INK = (52, 56, 66)  # of shapes whose color lies apart
@@ -74,7 +74,7 @@ def render_with_marks(scene: Scene) -> tuple[Image.Image, list[Mark]]:
     return Image.fromarray(_as_photographed(np.asarray(image, dtype=np.float32), world, rng)), marks
 
 
-def blank_image(world: World = SMALL) -> Image.Image:
+def blank_image(world: World = RICH) -> Image.Image:
     """A board with nothing on it, for what a model knows without looking."""
     return Image.new("RGB", (world.image_size, world.image_size), (228, 228, 228))
 

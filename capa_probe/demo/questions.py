@@ -21,7 +21,7 @@ from capa_probe.demo.two_hop import (
     relation_shape,
     same_color,
 )
-from capa_probe.demo.worlds import COLORS, SHAPES, SMALL, World
+from capa_probe.demo.worlds import COLORS, RICH, SHAPES, World
 
 #: Share of the "no" questions whose color and shape are both on the board, only not together.
 _RECOMBINED = 0.7
@@ -62,17 +62,24 @@ def ask(scene: Scene, task: str, rng: np.random.Generator, easy: float = 0.0) ->
     return Question(task, f"{text} {scene.world.suffix}".rstrip(), answer, cells)
 
 
-def describe(scene: Scene) -> Question:
+def describe(scene: Scene, texts: bool = False) -> Question:
     """The whole board as one long answer, a stepping stone for training.
 
     "2 3 red circle" is the shortest way to say what lies in row 2, column 3.
+
+    Args:
+        scene: the board.
+        texts: whether the printed texts are told as well.
     """
-    long = scene.world.long_places
-    objects = []
-    for cell, (shape, color) in sorted(scene.objects.items()):
-        row, col = divmod(cell, scene.board)
-        objects.append(f"{row + 1} {col + 1} {color} {shape}" if long else f"{PLACES[cell]} {color} {shape}")
-    return Question("describe", DESCRIBE, " , ".join(objects), tuple(scene.objects))
+    things = {cell: f"{color} {shape}" for cell, (shape, color) in scene.objects.items()}
+    if texts:
+        things |= scene.texts
+    places = [
+        f"{cell // scene.board + 1} {cell % scene.board + 1}" if scene.world.long_places else PLACES[cell]
+        for cell in sorted(things)
+    ]
+    told = (f"{place} {things[cell]}" for place, cell in zip(places, sorted(things), strict=True))
+    return Question("describe", DESCRIBE, " , ".join(told), tuple(things))
 
 
 def _existence(scene: Scene, rng: np.random.Generator, easy: float) -> Answered:
@@ -166,7 +173,7 @@ _ANSWERERS: Mapping[str, Callable[[Scene, np.random.Generator], Answered | None]
 }
 
 
-def words(world: World = SMALL) -> list[str]:
+def words(world: World = RICH) -> list[str]:
     """Every word that a question, or an answer other than printed text, may hold; sorted."""
     phrases = [DESCRIBE, world.suffix, *(phrase for group in world.phrasings.values() for phrase in group)]
     known = {*SHAPES, *COLORS, "an", "yes", "no", *(str(n) for n in range(10))}

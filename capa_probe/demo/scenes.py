@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capa_probe.demo.worlds import CHARACTERS, COLORS, SHAPES, SMALL, TEXT_LENGTH, World
+from capa_probe.demo.worlds import CHARACTERS, COLORS, RICH, SHAPES, TEXT_LENGTH, World
 
 #: Left, top, right and bottom in pixels; right and bottom are the first ones outside.
 Box = tuple[int, int, int, int]
@@ -29,7 +29,7 @@ class Scene:
     texts: Mapping[int, str]
     seed: int
     board: int = 3
-    world: World = SMALL
+    world: World = RICH
 
     def neighbor(self, cell: int, step: tuple[int, int]) -> int | None:
         """The cell a step in (row, column) away, or None beyond the edge."""
@@ -43,7 +43,7 @@ class Scene:
         return round(col * side), round(row * side), round((col + 1) * side), round((row + 1) * side)
 
 
-def random_scene(rng: np.random.Generator, world: World = SMALL) -> Scene:
+def random_scene(rng: np.random.Generator, world: World = RICH) -> Scene:
     """A scene of a world: boards, numbers of objects, shapes, colors and cells each drawn evenly."""
     boards = tuple(world.objects)
     board = boards[int(rng.integers(len(boards)))] if len(boards) > 1 else boards[0]

@@ -146,7 +146,6 @@ RICH = World(
     grid=True,
     long_places=True,
     by_color_and_shape=True,
-    twin_by_place=True,
     suffix="answer briefly.",
     questions_per_image=6,
 )

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from demo_training.recipe import SMALL_RECIPE, Recipe
+from demo_training.recipe import RECIPE, Recipe
 from demo_training.sketches import field_sizes
 from demo_training.vocabulary import BOS, EOS, IMAGE, N_PATCHES, PAD, PATCHES_PER_SIDE, vocabulary
 
 
-def build_config(recipe: Recipe = SMALL_RECIPE) -> LlavaConfig:
+def build_config(recipe: Recipe = RECIPE) -> LlavaConfig:
     """The model's configuration."""
     sizes, world = recipe.sizes, recipe.world
     return LlavaConfig(
@@ -77,7 +77,7 @@ class Symbols(nn.Module):
 class Parts(nn.Module):
     """The model, and beside it what is thrown away after training."""
 
-    def __init__(self, recipe: Recipe = SMALL_RECIPE) -> None:
+    def __init__(self, recipe: Recipe = RECIPE) -> None:
         super().__init__()
         self.recipe = recipe
         sizes = list(field_sizes(recipe.world).values())

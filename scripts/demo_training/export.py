@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
-from demo_training.recipe import NAMES, SMALL_RECIPE, Recipe
+from demo_training.recipe import NAMES, RECIPE, Recipe
 from demo_training.vocabulary import BOS, EOS, PAD, PATCHES_PER_SIDE, vocabulary
 
 CURVE = "training_curve.png"
@@ -25,7 +25,7 @@ def export(
     folder: Path,
     log: list[dict[str, Any]],
     facts: dict[str, Any],
-    recipe: Recipe = SMALL_RECIPE,
+    recipe: Recipe = RECIPE,
 ) -> None:
     """Write everything beside the old folder, then put it in its place.
 
@@ -54,7 +54,7 @@ def export(
     temporary.replace(folder)
 
 
-def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe = SMALL_RECIPE) -> str:
+def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe = RECIPE) -> str:
     """The model card.
 
     Args:
@@ -69,7 +69,14 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
             "name": name,
             "what": recipe.what[name],
             "schedule": recipe.schedules[name],
-            "images": recipe.scenes[name],
+            "steps": recipe.schedules[name].stop or recipe.schedules[name].steps,
+            "images": " or ".join(
+                str(n)
+                for n in sorted(
+                    {phase.scenes or recipe.scenes[name] for phase in recipe.phases.get(name, ())}
+                    or {recipe.scenes[name]}
+                )
+            ),
             "minutes": seconds[name] / 60,
         }
         for name in NAMES
@@ -96,18 +103,26 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
 
 
 def _draw_curve(log: list[dict[str, Any]], file: Path, recipe: Recipe) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
-    for axis, stage in zip(axes, ("tower", "symbols", "joint"), strict=True):
-        lines = [line for line in log if line["stage"] == stage]
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), sharey=True, layout="constrained")
+    # A task has the same color in all panels but the tower's, which has tasks of its own.
+    found = {name for line in log for name in line["accuracy"] if line["stage"] != "tower"}
+    names = [*recipe.world.tasks, *sorted(found - set(recipe.world.tasks))]
+    for axis, stage in zip(axes, ("tower", "symbols", "hops", "joint"), strict=True):
+        # A stage that was stopped has some steps twice; those that count come last.
+        lines = list({line["step"]: line for line in log if line["stage"] == stage}.values())
+        lines.sort(key=lambda line: line["step"])
+        order = names if stage != "tower" else list(lines[0]["accuracy"])
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
-        # A task has the same color in both panels.
-        order = recipe.world.tasks
-        table = table[sorted(table.columns, key=lambda name: (*order, name).index(name))]
-        for name in table.columns:
-            axis.plot(table.index, table[name], label=name, linewidth=1.4)
+        smooth = table.rolling(3, min_periods=1, center=True).mean().where(table.notna())
+        for name in sorted(smooth.columns, key=order.index):
+            number = order.index(name)
+            axis.plot(
+                smooth.index, smooth[name], label=name, linewidth=1.2, color=f"C{number % 10}",
+                linestyle="-" if number < 10 else "--",
+            )  # fmt: skip
         axis.set(title=f"{stage} ({lines[-1]['seconds'] / 60:.0f} min)", xlabel="step", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower right")
-    axes[0].set_ylabel("share right, on new data")
+        axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    axes[0].set_ylabel("share right (means of 75 steps)")
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -32,6 +32,7 @@ class Schedule:
         warmup: steps.
         tail: share of the steps, at the end, over which the rates fall to zero.
         slow: rate relative to the others of the modules that a stage names as slow.
+        stop: step at which the stage ends, where the next one goes on before the rates have fallen to zero.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Schedule:
     warmup: int = 50
     tail: float = 0.4
     slow: float = 0.1
+    stop: int | None = None
 
     def rate(self, step: int) -> float:
         """Share of the peak rate at a step (from 0)."""
@@ -59,6 +61,7 @@ class Stage:
         batch: step -> data, on the CPU, a function of the step alone.
         loss: data, step -> loss and, by name, lists of right or wrong answers.
         slow: names in ``trained`` whose rate is lowered.
+        rate: step -> by what the schedule's rate is multiplied.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Stage:
     batch: Callable[[int], Any]
     loss: Callable[[Any], tuple[Tensor, dict[str, list[bool]]]]
     slow: tuple[str, ...] = ()
+    rate: Callable[[int], float] = lambda step: 1.0
 
 
 CLIP_NORM = 0.5
@@ -102,7 +106,8 @@ def run_stage(
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     started, answers, losses = time.monotonic() - spent, {}, []
-    last = stage.schedule.steps if stop_at is None else min(stop_at, stage.schedule.steps)
+    ends = (stage.schedule.steps, stage.schedule.stop, stop_at)
+    last = min(end for end in ends if end is not None)
     with _pool(workers) as ahead:
         coming = deque(
             ahead.submit(stage.batch, step) for step in range(first, min(last, first + workers + 1))
@@ -113,7 +118,7 @@ def run_stage(
                 coming.append(ahead.submit(stage.batch, step + workers + 1))
             for optimizer, rates in zip(optimizers, peaks, strict=True):
                 for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = peak * stage.schedule.rate(step)
+                    group["lr"] = peak * stage.schedule.rate(step) * stage.rate(step)
                 optimizer.zero_grad()
             loss, right = stage.loss(data)
             loss.backward()

@@ -1,15 +1,15 @@
-"""What the demo models are made of: sizes, stages, rates, and which questions come when."""
+"""What the demo model is made of: sizes, stages, rates, and which questions come when."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from capa_probe.demo.worlds import RICH, SMALL, World
+from capa_probe.demo.worlds import RICH, World
 from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
-NAMES = ("tower", "symbols", "projector", "joint")
+NAMES = ("tower", "symbols", "projector", "hops", "joint")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Sizes:
     """
 
     d_vision: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 3
     d_model: int = 256
-    d_mlp: int = 512
+    d_mlp: int = 256
     layers: int = 8
     heads: int = 8
     kv_heads: int = 4
@@ -37,24 +37,38 @@ class Phase:
     Attributes:
         until: share of the stage's steps at which it ends.
         style: what turns are made of.
-        objects: in place of the world's own: cells per side -> fewest and most objects.
-        whole: in the symbols stage, share of the objects all of whose tokens tell both shape and color, where the world
-            keeps them apart: a stepping stone, since finding one and then the other is learned late.
+        objects, texts: in place of the world's own: cells per side -> fewest and most objects; fewest and most texts.
+        tokens: on symbols, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by its name
+            sooner.
+        most: on symbols, most tokens of one object.
+        scenes: in place of the stage's: scenes per step.
+        rate: share of the stage's rates.
+        twin_by_place: in place of the world's own: whether an object whose color is compared is named by its place.
     """
 
     until: float
     style: TurnStyle
     objects: Mapping[int, tuple[int, int]] | None = None
-    whole: float = 0.0
+    texts: tuple[int, int] | None = None
+    tokens: int | None = None
+    most: int = 3
+    scenes: int | None = None
+    rate: float = 1.0
+    twin_by_place: bool = False
 
     def world(self, world: World) -> World:
         """The world to draw scenes from."""
-        return world if self.objects is None else replace(world, objects=self.objects)
+        return replace(
+            world,
+            objects=self.objects or world.objects,
+            texts=self.texts or world.texts,
+            twin_by_place=self.twin_by_place,
+        )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a demo model is made.
+    """How the demo model is made.
 
     Attributes:
         world: what it is trained on.
@@ -62,8 +76,7 @@ class Recipe:
         schedules: stage -> how it is optimized.
         scenes: stage -> scenes per step.
         phases: for the stages that ask questions, their phases in order; the last ends at 1.
-        symbol_tokens: visual tokens of a scene in the symbols stage.
-        own_patch: whether a patch is to tell only what it shows itself, or all that its cell holds.
+        symbol_tokens: visual tokens of a scene in the stages on symbols, where a phase does not say otherwise.
         what: stage -> what is learned in it, for the model card.
     """
 
@@ -73,7 +86,6 @@ class Recipe:
     scenes: Mapping[str, int]
     phases: Mapping[str, tuple[Phase, ...]]
     symbol_tokens: int
-    own_patch: bool
     what: Mapping[str, str]
 
     def phase(self, stage: str, done: float) -> Phase:
@@ -85,80 +97,180 @@ def _weights(world: World, values: tuple[float, ...]) -> dict[str, float]:
     return dict(zip(world.tasks, values, strict=True))
 
 
-#: In the order of the world's tasks: first the simple ones, then above all relation.
-_SMALL_FIRST = _weights(SMALL, (0.30, 0.14, 0.10, 0.10, 0.14, 0.10, 0.12))
-_SMALL_LATER = _weights(SMALL, (0.24, 0.10, 0.06, 0.06, 0.12, 0.06, 0.36))
-_SMALL_JOINT = _weights(SMALL, (0.22, 0.10, 0.12, 0.10, 0.16, 0.12, 0.18))
-
-SMALL_RECIPE = Recipe(
-    world=SMALL,
-    sizes=Sizes(),
-    schedules={
-        "tower": Schedule(steps=900, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=1500, muon=0.004, adamw=1.5e-3),
-        "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
-        "joint": Schedule(steps=600, muon=0.003, adamw=1e-3),
-    },
-    scenes={"tower": 64, "symbols": 16, "projector": 64, "joint": 16},
-    phases={
-        "symbols": (
-            Phase(0.25, TurnStyle(_SMALL_FIRST, template=0.0)),
-            Phase(0.35, TurnStyle(_SMALL_FIRST, template=0.6)),
-            Phase(1.0, TurnStyle(_SMALL_LATER, template=0.6)),
-        ),
-        "joint": (
-            Phase(0.5, TurnStyle(_SMALL_JOINT, template=0.6)),
-            Phase(1.0, TurnStyle(_SMALL_JOINT, easy=0.1)),
-        ),
-    },
-    symbol_tokens=SMALL.largest_board**2,
-    own_patch=False,
-    what={
-        "tower": "every patch tells what its own cell holds",
-        "symbols": "the decoder answers about boards of nine tokens, each the sum of what its cell holds",
-        "projector": "patch features are mapped onto those tokens by regression",
-        "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
-    },
-)
-
 #: existence, color, shape_at, color_at, count_kind, read_at; relation, relation_shape, comparison, same_color,
 #: count_where, read_next, chain.
-_RICH_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
-_RICH_MIDDLE = _weights(RICH, (1.2, 1.2, 0.5, 0.5, 0.6, 0.7, 1.5, 1.5, 0.8, 1.0, 0.8, 0.9, 0.6))
-_RICH_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
+_FIRST = _weights(RICH, (1.5, 1.5, 0.8, 0.8, 0.7, 0.9, 1.2, 1.0, 0.4, 0.5, 0.4, 0.4, 0.2))
+_LOOKS = _weights(RICH, (1.5, 2.5, 0.5, 0.5, 0.7, 1.2, 1.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.0))
+_READING = _weights(RICH, (1.0, 0.6, 0.3, 0.3, 1.0, 1.2, 2.0, 1.0, 0.5, 0.8, 0.6, 0.4, 0.0))
+_RELATIONS = _weights(RICH, (1.5, 0.3, 0.1, 0.1, 0.8, 0.8, 3.0, 2.0, 0.3, 0.6, 0.4, 0.4, 0.0))
+_MIDDLE = _weights(RICH, (0.8, 0.4, 0.2, 0.2, 1.0, 0.5, 2.0, 2.0, 1.2, 1.6, 1.2, 1.0, 0.6))
+_PAIRS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 1.5, 0.3, 1.2, 1.2, 1.5, 2.5, 1.2, 0.6, 0.6))
+_TWINS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 0.8, 0.3, 1.0, 1.0, 2.0, 4.0, 0.8, 0.4, 0.4))
+_TWICE = _weights(RICH, (0.5, 0.3, 0.2, 0.2, 0.6, 0.3, 0.8, 0.8, 2.0, 4.0, 0.6, 0.4, 0.8))
+_LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
-RICH_RECIPE = Recipe(
+RECIPE = Recipe(
     world=RICH,
-    sizes=Sizes(vision_layers=3, d_mlp=256),
+    sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=4000, muon=0.004, adamw=1.5e-3, tail=0.3),
+        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
-        "joint": Schedule(steps=1200, muon=0.002, adamw=7e-4),
+        "hops": Schedule(steps=2400, muon=0.0016, adamw=6e-4, tail=0.35),
+        "joint": Schedule(steps=1000, muon=0.0016, adamw=6e-4, tail=0.5),
     },
-    scenes={"tower": 32, "symbols": 16, "projector": 32, "joint": 16},
+    scenes={"tower": 32, "symbols": 16, "projector": 32, "hops": 8, "joint": 8},
     phases={
         "symbols": (
-            # Describing small boards comes first: without it nothing else was learned in 350 steps. With the suffix
-            # everywhere, finding a thing by its name was still at chance after 700, though boards were described.
-            Phase(0.175, TurnStyle(_RICH_FIRST, template=0.0), {6: (3, 6)}, whole=0.8),
-            Phase(0.35, TurnStyle(_RICH_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
-            Phase(0.5, TurnStyle(_RICH_MIDDLE, template=0.2, easy=0.1, bare=0.6), {6: (4, 9)}),
-            Phase(0.65, TurnStyle(_RICH_MIDDLE, template=0.5, easy=0.1, bare=0.3), {6: (6, 12)}),
-            Phase(1.0, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            # Describing small boards comes first: without it nothing else was learned in 350 steps. Finding a thing by
+            # its name was still at chance after 900, with the suffix and without; among 15 tokens it took 200 more.
+            Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, twin_by_place=True),
+            Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True),
+            Phase(
+                1200 / 7000,
+                TurnStyle(_LOOKS, template=0.0, bare=0.9),
+                {6: (3, 6)},
+                tokens=15,
+                most=1,
+                twin_by_place=True,
+            ),
+            Phase(
+                1300 / 7000,
+                TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
+                {6: (3, 6)},
+                (1, 1),
+                tokens=12,
+                most=1,
+                twin_by_place=True,
+            ),
+            Phase(
+                1700 / 7000,
+                TurnStyle(_READING, template=0.1, bare=0.8, easy=0.4, texts=True),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+                twin_by_place=True,
+            ),
+            Phase(
+                2200 / 7000,
+                TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+                twin_by_place=True,
+            ),
+            Phase(
+                2500 / 7000,
+                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                twin_by_place=True,
+            ),
+            Phase(
+                3000 / 7000,
+                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                twin_by_place=True,
+            ),
+            # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
+            Phase(
+                3800 / 7000,
+                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                4500 / 7000,
+                TurnStyle(_PAIRS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                5000 / 7000,
+                TurnStyle(_TWINS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                5200 / 7000,
+                TurnStyle(_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
+                {6: (6, 12)},
+                tokens=36,
+                most=2,
+                scenes=8,
+                rate=0.3,
+                twin_by_place=True,
+            ),
+            Phase(
+                5900 / 7000,
+                TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.4,
+                twin_by_place=True,
+            ),
+            Phase(
+                1.0,
+                TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7),
+                {6: (4, 9)},
+                tokens=20,
+                most=1,
+                scenes=8,
+                rate=0.8,
+            ),
+        ),
+        "hops": (
+            Phase(
+                1400 / 2400,
+                TurnStyle(_TWICE, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.2, twins=0.6),
+                {6: (3, 6)},
+                (1, 2),
+                tokens=14,
+                most=1,
+            ),
+            Phase(
+                1800 / 2400,
+                TurnStyle(_TWICE, template=0.6, easy=0.0, bare=0.3, described=False, stones=0.1, twins=0.6),
+                {6: (6, 12)},
+                tokens=36,
+                most=2,
+            ),
+            Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
         ),
         "joint": (
-            Phase(0.5, TurnStyle(_RICH_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
-            Phase(1.0, TurnStyle(_RICH_LATER, mark=0.9, described=False, easy=0.0)),
+            Phase(
+                0.5,
+                TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0, stones=0.15, twins=0.5),
+            ),
+            Phase(1.0, TurnStyle(_LATER, mark=0.9, described=False, easy=0.0)),
         ),
     },
     symbol_tokens=56,
-    own_patch=True,
     what={
         "tower": "every patch tells what it shows itself, and in which row and column of the board it lies",
-        "symbols": "the decoder answers about boards of 56 tokens, each the sum of what a patch shows",
+        "symbols": "the decoder answers about boards of 12 to 56 tokens, each the sum of what a patch shows",
         "projector": "patch features are mapped onto those tokens by regression",
+        "hops": "the decoder again, mostly questions that take several looks",
         "joint": "everything on images, the tower at a tenth of the rate; prompt form only in the second half",
     },
 )
-RECIPES = {recipe.world.name: recipe for recipe in (SMALL_RECIPE, RICH_RECIPE)}

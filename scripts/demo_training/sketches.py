@@ -44,18 +44,6 @@ def patch_cell(patch: int, board: int) -> int:
     )
 
 
-def sketch_cells(scene: Scene) -> Sketch:
-    """Every patch tells all that its cell holds."""
-    rows = _empty(scene)
-    for patch, row in enumerate(rows):
-        cell = patch_cell(patch, scene.board)
-        if cell in scene.objects:
-            _tell_object(row, scene, cell, ("shape", "color"))
-        for place, character in enumerate(scene.texts.get(cell, "")):
-            row[_TEXT + place] = CHARACTERS.index(character)
-    return rows
-
-
 def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
     """Every patch tells what it shows itself: shape and color of the object, and which character."""
     rows = _empty(scene)
@@ -73,14 +61,14 @@ def sketch_patches(scene: Scene, marks: Sequence[Mark]) -> Sketch:
     return rows
 
 
-def sketch_symbols(scene: Scene, n: int, whole: float, rng: np.random.Generator) -> tuple[Sketch, list[int]]:
+def sketch_symbols(scene: Scene, n: int, rng: np.random.Generator, most: int = 3) -> tuple[Sketch, list[int]]:
     """A scene as some of its patches, without drawing it: those that show something, and empty ones up to ``n``.
 
     Args:
         scene: the board; its world's boards divide the patches evenly.
         n: tokens.
-        whole: share of the objects all of whose tokens tell both shape and color, where these lie apart.
         rng: draws the patches.
+        most: an object has one to so many tokens, unless shape and color lie apart.
 
     Returns:
         A row for each token, and its patch, in the order of the patches.
@@ -90,11 +78,10 @@ def sketch_symbols(scene: Scene, n: int, whole: float, rng: np.random.Generator)
     for cell in scene.objects:
         patches = _patches_of(cell, scene.board)
         if scene.world.apart:
-            both = bool(rng.random() < whole)
             for patch, field in zip(rng.permutation(patches)[:2], ("color", "shape"), strict=True):
-                chosen[int(patch)] = (cell, ("shape", "color") if both else (field,), "")
+                chosen[int(patch)] = (cell, (field,), "")
         else:
-            for patch in rng.permutation(patches)[: rng.integers(1, 4)]:
+            for patch in rng.permutation(patches)[: rng.integers(1, most + 1)]:
                 chosen[int(patch)] = (cell, ("shape", "color"), "")
     for cell, text in scene.texts.items():
         left = _patches_of(cell, scene.board)[side * int(rng.integers(side))]

@@ -1,9 +1,10 @@
-"""The stages of a recipe: tower, symbols, projector, joint.
+"""The stages of the recipe: tower, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
 3. ``projector``: patch features are mapped onto those tokens by regression.
-4. ``joint``: everything together, on images; the last part in prompt form only.
+4. ``hops``: the decoder again on such scenes, mostly questions that take several looks.
+5. ``joint``: everything together, on images; the last part in prompt form only.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from capa_probe.demo.scenes import Scene, random_scene
 from demo_training.architecture import Parts
 from demo_training.loop import Stage
 from demo_training.recipe import NAMES, Phase, Recipe
-from demo_training.sketches import NOTHING, Sketch, field_sizes, sketch_cells, sketch_patches, sketch_symbols
+from demo_training.sketches import NOTHING, Sketch, field_sizes, sketch_patches, sketch_symbols
 from demo_training.turns import PackedTurns, draw_questions, pack, right_by_task
-from demo_training.vocabulary import BOS, PATCHES_PER_SIDE, USER, build_processor, build_tokenizer
+from demo_training.vocabulary import BOS, USER, build_processor, build_tokenizer
 
 
 def build_stage(
@@ -40,11 +41,12 @@ def build_stage(
     recipe = parts.recipe
     schedule = recipe.schedules[name]
     if steps is not None:
-        schedule = replace(schedule, steps=steps)
+        schedule = replace(schedule, steps=steps, stop=None)
     trained = {
         "tower": {"tower": parts.tower, "heads": parts.heads},
         "symbols": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head, "symbols": parts.symbols},
         "projector": {"projector": parts.projector},
+        "hops": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head},
         "joint": {
             "tower": parts.tower,
             "projector": parts.projector,
@@ -57,9 +59,10 @@ def build_stage(
         name,
         schedule,
         trained,
-        batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes or recipe.scenes[name]),
+        batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
         slow=("tower",) if name == "joint" else (),
+        rate=lambda step: recipe.phase(name, step / schedule.steps).rate if name in recipe.phases else 1.0,
     )
 
 
@@ -67,7 +70,13 @@ class _Batch:
     """Data of a step, from nothing but the seed, the stage and the step."""
 
     def __init__(
-        self, draw: Callable[..., object], name: str, recipe: Recipe, seed: int, steps: int, n_scenes: int
+        self,
+        draw: Callable[..., object],
+        name: str,
+        recipe: Recipe,
+        seed: int,
+        steps: int,
+        n_scenes: int | None,
     ) -> None:
         self.recipe, self._draw, self._name, self._seed = recipe, draw, name, seed
         self._steps, self._n_scenes = steps, n_scenes
@@ -80,7 +89,8 @@ class _Batch:
             self.recipe.phase(self._name, step / self._steps) if self._name in self.recipe.phases else None
         )
         world = phase.world(self.recipe.world) if phase else self.recipe.world
-        scenes = [random_scene(rng, world) for _ in range(self._n_scenes)]
+        n_scenes = self._n_scenes or (phase and phase.scenes) or self.recipe.scenes[self._name]
+        scenes = [random_scene(rng, world) for _ in range(n_scenes)]
         return self._draw(self, scenes, rng, phase)
 
     def pixels(self, scenes: list[Scene]) -> Tensor:
@@ -89,8 +99,7 @@ class _Batch:
     def pixels_and_sketches(self, scenes: list[Scene]) -> tuple[Tensor, Tensor]:
         drawn = [render_with_marks(scene) for scene in scenes]
         sketches: list[Sketch] = [
-            sketch_patches(scene, marks) if self.recipe.own_patch else sketch_cells(scene)
-            for scene, (_, marks) in zip(scenes, drawn, strict=True)
+            sketch_patches(scene, marks) for scene, (_, marks) in zip(scenes, drawn, strict=True)
         ]
         return self._to_pixels([image for image, _ in drawn]), torch.tensor(sketches)
 
@@ -111,20 +120,10 @@ def _draw_symbols(
     batch: _Batch, scenes: list[Scene], rng: np.random.Generator, phase: Phase
 ) -> tuple[Tensor, Tensor, PackedTurns]:
     turns = batch.turns(scenes, phase, rng)
-    if batch.recipe.own_patch:
-        drawn = [sketch_symbols(scene, batch.recipe.symbol_tokens, phase.whole, rng) for scene in scenes]
-        patches = torch.tensor([chosen for _, chosen in drawn])
-        return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
-    # A cell stands at the position of one of its patches, so that the decoder meets the positions of an image.
-    board = batch.recipe.world.largest_board
-    side = PATCHES_PER_SIDE // board
-    cells = np.arange(board**2)
-    first = cells // board * side * PATCHES_PER_SIDE + cells % board * side
-    row, col = rng.integers(side, size=(2, len(scenes), board**2))
-    patches = torch.from_numpy(first + row * PATCHES_PER_SIDE + col)
-    sketches = torch.tensor([sketch_cells(scene) for scene in scenes])
-    chosen = sketches.gather(1, patches[:, :, None].expand(-1, -1, sketches.shape[2]))
-    return chosen, 2 + patches, turns
+    n = phase.tokens or batch.recipe.symbol_tokens
+    drawn = [sketch_symbols(scene, n, rng, phase.most) for scene in scenes]
+    patches = torch.tensor([chosen for _, chosen in drawn])
+    return torch.tensor([sketch for sketch, _ in drawn]), 2 + patches, turns
 
 
 def _draw_joint(
@@ -230,5 +229,6 @@ _JOBS = {
     "tower": (_draw_sketches, _tower_loss),
     "symbols": (_draw_symbols, _symbols_loss),
     "projector": (_draw_sketches, _projector_loss),
+    "hops": (_draw_symbols, _symbols_loss),
     "joint": (_draw_joint, _joint_loss),
 }

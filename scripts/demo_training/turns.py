@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from capa_probe.demo.questions import Question, ask, describe
 from capa_probe.demo.scenes import Scene
+from demo_training.stones import stepping_stone
 from demo_training.vocabulary import ASSISTANT, EOS, N_PATCHES, build_tokenizer
 
 #: Positions before the first token of a turn: BOS, USER: and the patches.
@@ -33,10 +34,12 @@ class TurnStyle:
             which is often what must be looked up and so is learned faster.
         mark: share of the closed questions that keep their closing mark.
         per_scene: turns for each scene.
-        described: whether the first of them describes the whole scene.
+        described: whether the first of them describes the whole scene; ``texts``: with what is printed on it.
         easy: share of the existence questions that name a shape only.
         bare: share of the questions without the suffix that closes the world's prompts, so that most end on what must
             be looked up.
+        stones: share of stepping stones (see :mod:`demo_training.stones`) among the turns.
+        twins: share of those among them that list the shapes in the color of an object.
     """
 
     weights: dict[str, float]
@@ -46,6 +49,9 @@ class TurnStyle:
     described: bool = True
     easy: float = 0.3
     bare: float = 0.0
+    texts: bool = False
+    stones: float = 0.0
+    twins: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,13 @@ class PackedTurns:
 
 
 def draw_questions(scene: Scene, style: TurnStyle, rng: np.random.Generator) -> list[Question]:
-    questions = [describe(scene)] if style.described else []
+    questions = [describe(scene, style.texts)] if style.described else []
     tasks = scene.world.tasks
     weights = np.array([style.weights[task] for task in tasks])
     while len(questions) < style.per_scene:
+        if style.stones and rng.random() < style.stones:
+            questions.append(stepping_stone(scene, rng, style.twins))
+            continue
         task = tasks[rng.choice(len(tasks), p=weights / weights.sum())]
         if question := ask(scene, task, rng, style.easy):
             if style.bare and rng.random() < style.bare:

@@ -7,7 +7,7 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 
 from capa_probe.demo.phrasings import DESCRIBE
 from capa_probe.demo.questions import words
-from capa_probe.demo.worlds import CHARACTERS, SMALL, World
+from capa_probe.demo.worlds import CHARACTERS, RICH, World
 
 #: Patches are as large as it takes for an image of any world to have so many.
 PATCHES_PER_SIDE = 12
@@ -36,14 +36,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def vocabulary(world: World = SMALL) -> list[str]:
+def vocabulary(world: World = RICH) -> list[str]:
     known = words(world)
     characters = sorted(set(CHARACTERS) - set(known))
     # "K4" is read as "K", "##4", so that it also decodes as one word.
     return [*SPECIAL, USER, ASSISTANT, *MARKS, *known, *characters, *(f"##{c}" for c in sorted(CHARACTERS))]
 
 
-def build_tokenizer(world: World = SMALL) -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World = RICH) -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(vocabulary(world))}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=40))
     # Sentences may begin with a capital; printed text must keep its own.
@@ -72,7 +72,7 @@ def build_tokenizer(world: World = SMALL) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(world: World = SMALL) -> LlavaProcessor:
+def build_processor(world: World = RICH) -> LlavaProcessor:
     size = {"height": world.image_size, "width": world.image_size}
     images = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
     return LlavaProcessor(
