@@ -27,10 +27,10 @@ from capa_probe.cli.options import (
     TaskColumn,
     check_eta,
     parse_layers,
+    parse_shares,
     parse_tau,
 )
 from capa_probe.cli.profile import load_data
-from capa_probe.errors import CapaProbeError
 
 if TYPE_CHECKING:
     from capa_probe.benchmark.confirm import Confirmation
@@ -124,7 +124,7 @@ def confirm(
     check_eta(eta)
     settings = {
         "layers": None if layers is None else tuple(parse_layers(layers)),
-        "keeps": _parse_shares(keep),
+        "keeps": parse_shares(keep, whole=True),
         "draws": draws,
         "knockout_samples": knockout_samples,
         "step_samples": step_samples,
@@ -176,18 +176,6 @@ def _beside(data: str) -> str | None:
     neighbour = folder.parent / "calibration"
     is_split = (folder / SAMPLES_FILE).is_file() and (neighbour / SAMPLES_FILE).is_file()
     return str(neighbour) if is_split and neighbour != folder else None
-
-
-def _parse_shares(text: str) -> tuple[float, ...]:
-    try:
-        shares = tuple(sorted({float(part) for part in text.split(",")}, reverse=True))
-    except ValueError:
-        shares = ()
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise CapaProbeError(
-            f"--keep {text} was given; give shares in (0, 1] with commas between, such as 0.5,0.25."
-        )
-    return shares
 
 
 def _run(

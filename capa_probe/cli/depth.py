@@ -26,6 +26,7 @@ from capa_probe.cli.options import (
     Strict,
     TaskColumn,
     parse_layers,
+    parse_shares,
 )
 from capa_probe.cli.profile import load_data
 from capa_probe.errors import CapaProbeError
@@ -95,7 +96,7 @@ def depth(
 
     settings = {
         "limit": limit,
-        "keeps": _parse_shares(keep),
+        "keeps": parse_shares(keep),
         "layers": None if layers is None else parse_layers(layers),
         "scores": _parse_scores(score),
         "draws": draws,
@@ -175,18 +176,6 @@ def _show(tables: dict[str, pd.DataFrame], n_layers: int, out: Path) -> None:
     console.print(f"\nTables in {out}/tables, manifest.json beside them", markup=False, soft_wrap=True)
     for file in files:
         console.print(f"  {file}", markup=False, soft_wrap=True)
-
-
-def _parse_shares(text: str) -> tuple[float, ...]:
-    try:
-        shares = tuple(sorted({float(part) for part in text.split(",")}, reverse=True))
-    except ValueError:
-        shares = ()
-    if not shares or not all(0 < share < 1 for share in shares):
-        raise CapaProbeError(
-            f"--keep {text} was given; give shares between 0 and 1 with commas between, such as 0.5,0.25."
-        )
-    return shares
 
 
 def _parse_scores(text: str) -> tuple[str, ...]:

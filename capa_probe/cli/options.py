@@ -71,6 +71,20 @@ def parse_tau(text: str) -> float | str:
     return number
 
 
+def parse_shares(text: str, whole: bool = False) -> tuple[float, ...]:
+    """``--keep`` of several shares of the visual tokens, largest first; ``whole``: whether 1 is among those allowed."""
+    try:
+        shares = tuple(sorted({float(part) for part in text.split(",")}, reverse=True))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 < share < 1 or (whole and share == 1) for share in shares):
+        allowed = "in (0, 1]" if whole else "between 0 and 1"
+        raise CapaProbeError(
+            f"--keep {text} was given; give shares {allowed} with commas between, such as 0.5,0.25."
+        )
+    return shares
+
+
 def parse_dims(text: str | None) -> list[int] | str | None:
     """``--sink-dims``: "published", or whole numbers with commas between."""
     if text is None or text == "published":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from capa_probe.demo.worlds import RICH, World
 from demo_training.loop import Schedule
@@ -109,12 +110,62 @@ _TWINS = _weights(RICH, (0.5, 0.2, 0.2, 0.2, 0.8, 0.3, 1.0, 1.0, 2.0, 4.0, 0.8, 
 _TWICE = _weights(RICH, (0.5, 0.3, 0.2, 0.2, 0.6, 0.3, 0.8, 0.8, 2.0, 4.0, 0.6, 0.4, 0.8))
 _LATER = _weights(RICH, (1.0, 0.8, 0.4, 0.4, 0.6, 0.5, 1.3, 1.3, 0.9, 1.2, 0.9, 1.1, 1.2))
 
+#: Boards of few objects, told by few tokens; and of more.
+_FEWEST: dict[str, Any] = {"objects": {6: (3, 6)}, "most": 1}
+_FEW: dict[str, Any] = {"objects": {6: (4, 9)}, "tokens": 20, "most": 1}
+_MORE: dict[str, Any] = {"objects": {6: (6, 12)}, "tokens": 36, "most": 2}
+_ALL: dict[str, Any] = {"mark": 0.9, "described": False, "easy": 0.0}
+
+_MIXED = TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False)
+_TWINS_TOLD = TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7)
+#: Steps of the symbols stage, by which its rates fall and its phases are told apart.
+_STEPS = 7000
+#: Phases in which colors were compared with that of the shape in some place, which was not learned.
+_BY_PLACE = (
+    # Describing small boards comes first: without it nothing else was learned in 350 steps. Finding a thing by
+    # its name was still at chance after 900, with the suffix and without; among 15 tokens it took 200 more.
+    Phase(700 / _STEPS, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}),
+    Phase(900 / _STEPS, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}),
+    Phase(1200 / _STEPS, TurnStyle(_LOOKS, template=0.0, bare=0.9), tokens=15, **_FEWEST),
+    Phase(
+        1300 / _STEPS, TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6), texts=(1, 1), tokens=12, **_FEWEST
+    ),
+    Phase(
+        1700 / _STEPS,
+        TurnStyle(_READING, template=0.1, bare=0.8, easy=0.4, texts=True),
+        texts=(1, 2),
+        tokens=14,
+        **_FEWEST,
+    ),
+    Phase(
+        2200 / _STEPS,
+        TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
+        texts=(1, 2),
+        tokens=14,
+        **_FEWEST,
+    ),
+    Phase(2500 / _STEPS, _MIXED, **_FEW),
+    Phase(3000 / _STEPS, _MIXED, scenes=8, **_FEW),
+    # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
+    Phase(3800 / _STEPS, _MIXED, scenes=8, rate=0.4, **_FEW),
+    Phase(4500 / _STEPS, replace(_MIXED, weights=_PAIRS, stones=0.25), scenes=8, rate=0.4, **_FEW),
+    Phase(5000 / _STEPS, replace(_MIXED, weights=_TWINS, stones=0.25), scenes=8, rate=0.4, **_FEW),
+    Phase(
+        5200 / _STEPS,
+        TurnStyle(_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
+        scenes=8,
+        rate=0.3,
+        **_MORE,
+    ),
+    Phase(5900 / _STEPS, _TWINS_TOLD, scenes=8, rate=0.4, **_FEW),
+)
+
 RECIPE = Recipe(
     world=RICH,
     sizes=Sizes(),
     schedules={
         "tower": Schedule(steps=800, muon=0.01, adamw=2e-3, warmup=30, tail=0.5),
-        "symbols": Schedule(steps=7000, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
+        "symbols": Schedule(steps=_STEPS, muon=0.004, adamw=1.5e-3, tail=0.3, stop=6400),
         "projector": Schedule(steps=300, muon=0.01, adamw=2e-3, warmup=20, tail=0.5, weight_decay=0.0),
         "hops": Schedule(steps=2400, muon=0.0016, adamw=6e-4, tail=0.35),
         "joint": Schedule(steps=1000, muon=0.0016, adamw=6e-4, tail=0.5),
@@ -122,147 +173,27 @@ RECIPE = Recipe(
     scenes={"tower": 32, "symbols": 16, "projector": 32, "hops": 8, "joint": 8},
     phases={
         "symbols": (
-            # Describing small boards comes first: without it nothing else was learned in 350 steps. Finding a thing by
-            # its name was still at chance after 900, with the suffix and without; among 15 tokens it took 200 more.
-            Phase(700 / 7000, TurnStyle(_FIRST, template=0.0), {6: (3, 6)}, twin_by_place=True),
-            Phase(900 / 7000, TurnStyle(_FIRST, template=0.0, bare=0.9), {6: (3, 6)}, twin_by_place=True),
-            Phase(
-                1200 / 7000,
-                TurnStyle(_LOOKS, template=0.0, bare=0.9),
-                {6: (3, 6)},
-                tokens=15,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                1300 / 7000,
-                TurnStyle(_LOOKS, template=0.0, bare=0.9, easy=0.6),
-                {6: (3, 6)},
-                (1, 1),
-                tokens=12,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                1700 / 7000,
-                TurnStyle(_READING, template=0.1, bare=0.8, easy=0.4, texts=True),
-                {6: (3, 6)},
-                (1, 2),
-                tokens=14,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                2200 / 7000,
-                TurnStyle(_RELATIONS, template=0.1, bare=0.8, easy=0.3, texts=True),
-                {6: (3, 6)},
-                (1, 2),
-                tokens=14,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                2500 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                twin_by_place=True,
-            ),
-            Phase(
-                3000 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                twin_by_place=True,
-            ),
-            # At the whole rate eight scenes a step only added noise; at less than half of it, the loss fell at once.
-            Phase(
-                3800 / 7000,
-                TurnStyle(_MIDDLE, template=0.3, easy=0.1, bare=0.6, described=False),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                4500 / 7000,
-                TurnStyle(_PAIRS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                5000 / 7000,
-                TurnStyle(_TWINS, template=0.3, easy=0.1, bare=0.6, described=False, stones=0.25),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                5200 / 7000,
-                TurnStyle(_PAIRS, template=0.6, easy=0.1, bare=0.3, described=False, stones=0.1),
-                {6: (6, 12)},
-                tokens=36,
-                most=2,
-                scenes=8,
-                rate=0.3,
-                twin_by_place=True,
-            ),
-            Phase(
-                5900 / 7000,
-                TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.4,
-                twin_by_place=True,
-            ),
-            Phase(
-                1.0,
-                TurnStyle(_TWINS, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.35, twins=0.7),
-                {6: (4, 9)},
-                tokens=20,
-                most=1,
-                scenes=8,
-                rate=0.8,
-            ),
+            *(replace(phase, twin_by_place=True) for phase in _BY_PLACE),
+            Phase(1.0, _TWINS_TOLD, scenes=8, rate=0.8, **_FEW),
         ),
         "hops": (
             Phase(
                 1400 / 2400,
                 TurnStyle(_TWICE, template=0.5, easy=0.0, bare=0.5, described=False, stones=0.2, twins=0.6),
-                {6: (3, 6)},
-                (1, 2),
+                texts=(1, 2),
                 tokens=14,
-                most=1,
+                **_FEWEST,
             ),
             Phase(
                 1800 / 2400,
                 TurnStyle(_TWICE, template=0.6, easy=0.0, bare=0.3, described=False, stones=0.1, twins=0.6),
-                {6: (6, 12)},
-                tokens=36,
-                most=2,
+                **_MORE,
             ),
-            Phase(1.0, TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0)),
+            Phase(1.0, TurnStyle(_LATER, template=0.8, **_ALL)),
         ),
         "joint": (
-            Phase(
-                0.5,
-                TurnStyle(_LATER, template=0.8, mark=0.9, described=False, easy=0.0, stones=0.15, twins=0.5),
-            ),
-            Phase(1.0, TurnStyle(_LATER, mark=0.9, described=False, easy=0.0)),
+            Phase(0.5, TurnStyle(_LATER, template=0.8, stones=0.15, twins=0.5, **_ALL)),
+            Phase(1.0, TurnStyle(_LATER, **_ALL)),
         ),
     },
     symbol_tokens=56,
