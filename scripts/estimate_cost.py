@@ -50,7 +50,7 @@ BYTES_PER_LAYER_ROW = 180
 #: Largest memory in use at once inside a decoder layer, in numbers per token: this many times d_mlp and d_model ...
 FORWARD_MLP, FORWARD_MODEL = 3, 6
 #: ... and what the default probes add to it, in bytes per token and dimension of the residual stream.
-PROBE_BYTES = 20
+PROBE_BYTES = 8
 #: Bytes per token and layer of the columns, held on the device until the prompt is done: 14 numbers, 4 indices.
 COLUMN_BYTES = 14 * 4 + 4 * 8
 
