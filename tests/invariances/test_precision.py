@@ -136,9 +136,13 @@ def test_the_docs_show_what_was_measured() -> None:
     assert [label.get_text() for label in left.get_yticklabels()] == list(COLUMNS)
     assert len(right.lines) == 6
     rows = pd.DataFrame(results["rows"]).set_index(["offset", "column", "way"])
-    for offset in measure_precision.OFFSETS:
-        for column in COLUMNS:
-            own, unavoidable = (
-                rows.loc[(offset, column, way), "error_median"] for way in ("capa_probe", "rounding")
-            )
-            assert own <= 1.35 * unavoidable
+    medians = {way: rows.xs(way, level="way")["error_median"] for way in measure_precision.WAYS}
+    above = (medians["capa_probe"] / medians["rounding"]).groupby("offset").max()
+    eager = (medians["eager"] / medians["capa_probe"]).loc[measure_precision.SHOWN]
+    cosines = {name: eager.pop(name) for name in ("ffn_cosine", "attn_cosine")}
+    assert set(above.index) == set(measure_precision.OFFSETS)
+    shown = (above[measure_precision.SHOWN] - 1, above.max() - 1)
+    assert f"at most {shown[0]:.0%} above".replace("%", " %") in page
+    assert f"({shown[1]:.0%} over all".replace("%", " %") in " ".join(page.split())
+    assert (eager.idxmin(), f"{eager.min():.1f}", f"{eager.max():.0f}") == ("sink_strength", "1.5", "5")
+    assert [f"{factor:.0f}" for factor in cosines.values()] == ["18", "31"]
