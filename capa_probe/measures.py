@@ -116,49 +116,48 @@ def written_products(
     of_heads = weight.reshape(len(weight), -1, d_head).permute(1, 2, 0)  # head d_head d_model, not copied
     heads, _, d_model = of_heads.shape
     products = torch.empty(batch, keys, heads, heads, device=values.device)
-    chunk = max(1, 2**19 // (batch * heads * d_model))  # stays in a cache
+    chunk = max(1, 2**20 // (batch * heads * d_model))  # stays in a cache
     for start in range(0, keys, chunk):
         some = values[:, :, start : start + chunk].to(weight.dtype)
         by_head = some.repeat_interleave(heads // kv_heads, dim=1).transpose(0, 1).reshape(heads, -1, d_head)
-        written = (
-            torch.bmm(by_head, of_heads).transpose(0, 1).float().contiguous()
-        )  # batch_x_key head d_model
-        found = written @ written.transpose(-1, -2)
+        written = torch.bmm(by_head, of_heads).float().transpose(0, 1)  # batch_x_key head d_model
+        found = torch.bmm(written, written.transpose(1, 2))
         products[:, start : start + chunk] = found.reshape(batch, -1, heads, heads)
     return products
 
 
 def contribution_of_products(
-    attention: Float[Tensor, "batch head key"],
+    attention: Float[Tensor, "batch query head key"],
     products: Float[Tensor, "batch key head head"],
     values: Float[Tensor, "batch kv_head key d_head"],
     weight: Float[Tensor, "d_model head_x_d_head"],
-) -> Float[Tensor, "batch key"]:
-    """:func:`attention_contribution` by way of :func:`written_products`.
+) -> Float[Tensor, "batch query key"]:
+    """:func:`attention_contribution` to several query tokens by way of :func:`written_products`.
 
     Where heads cancel to less than 1/16 of the sum of their lengths, rounding of the products would show; those keys
     are projected.
 
     Args:
-        attention: (batch, head, key) attention probabilities of one query token per sample.
+        attention: (batch, query, head, key) attention probabilities.
         products: (batch, key, head, head) of these keys.
         values: (batch, kv_head, key, d_head) value vectors.
         weight: (d_model, head * d_head) of the output projection.
 
     Returns:
-        (batch, key) norms in the units of the residual stream, float32.
+        (batch, query, key) norms in the units of the residual stream, float32.
     """
     # Scaled, since the squares of small probabilities leave float32.
-    largest = attention.amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)  # batch key
-    a = (attention / largest.unsqueeze(1)).transpose(1, 2)  # batch key head
-    squares = ((products @ a.unsqueeze(-1)).squeeze(-1) * a).sum(dim=-1)
-    lengths = (products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() * a).sum(dim=-1)
+    largest = attention.amax(dim=2).clamp(min=torch.finfo(torch.float32).tiny)  # batch query key
+    a = (attention / largest.unsqueeze(2)).permute(0, 3, 1, 2)  # batch key query head
+    squares = ((a @ products) * a).sum(dim=-1).transpose(1, 2)
+    alone = products.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()  # batch key head
+    lengths = (a @ alone.unsqueeze(-1)).squeeze(-1).transpose(1, 2)
     contribution = squares.clamp(min=0).sqrt() * largest
     cancelled = squares < lengths.square() / 256
-    if bool(cancelled.any()):
-        at = cancelled.any(dim=0).nonzero().flatten()
-        exact = attention_contribution(attention[:, :, at], values[:, :, at], weight)
-        contribution[:, at] = torch.where(cancelled[:, at], exact, contribution[:, at])
+    for query in cancelled.any(dim=2).any(dim=0).nonzero().flatten().tolist():
+        at = cancelled[:, query].any(dim=0).nonzero().flatten()
+        exact = attention_contribution(attention[:, query][..., at], values[:, :, at], weight)
+        contribution[:, query, at] = torch.where(cancelled[:, query, at], exact, contribution[:, query, at])
     return contribution
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import capa_probe as cp
@@ -25,8 +27,9 @@ def contributions(lvlm: cp.HookedLVLM, inputs: dict[str, Tensor], steps: int) ->
 
 @pytest.mark.parametrize("family", tiny.FAMILY_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [STEPS, contribution.STEPS_TOGETHER + 2])
 def test_it_is_that_of_a_projection_per_step(
-    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: torch.dtype, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.build(family).to(dtype)
     model.generation_config.eos_token_id = None
@@ -37,19 +40,49 @@ def test_it_is_that_of_a_projection_per_step(
     monkeypatch.setattr(
         contribution, "written_products", lambda v, w: computed.append(v.shape[2]) or exact(v, w)
     )
-    kept = contributions(lvlm, inputs, STEPS)
-    # All keys once per layer, then the generated token's alone.
-    n = inputs["input_ids"].shape[1] + 1
-    assert computed == [n] * lvlm.n_layers + [1] * lvlm.n_layers * (STEPS - 1)
-    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", STEPS + 1)
-    anew = contributions(lvlm, inputs, STEPS)
-    assert len(computed) == STEPS * lvlm.n_layers
-    assert kept["step"].max() == STEPS
+    kept = contributions(lvlm, inputs, steps)
+    # The prompt once per layer, then what was generated, some steps at a time.
+    together = contribution.STEPS_TOGETHER
+    chunks = [inputs["input_ids"].shape[1], *[together] * (steps // together)]
+    chunks += [steps % together] if steps % together else []
+    assert computed == [chunk for chunk in chunks for _ in range(lvlm.n_layers)]
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", steps + 1)
+    anew = contributions(lvlm, inputs, steps)
+    assert len(computed) == len(chunks) * lvlm.n_layers  # none of it
+    assert kept["step"].max() == steps
     rounding = 1e-5 if dtype == torch.float32 else 3e-2
     np.testing.assert_allclose(kept["contribution"], anew["contribution"], rtol=rounding, atol=1e-7)
     if dtype == torch.bfloat16:  # on the whole much closer
         error = (kept["contribution"] / anew["contribution"] - 1).abs()
         assert error[anew["contribution"] > 0].median() < 4e-3
+
+
+@given(
+    batch=st.integers(1, 2),
+    queries=st.integers(1, 3),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    keys=st.integers(1, 6),
+    alike=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=60, deadline=None)
+def test_products_give_the_norm_of_the_sum(
+    batch: int, queries: int, kv_heads: int, group: int, keys: int, alike: float, seed: int
+) -> None:
+    """Also where what two heads write cancels in part, on both sides of the bound at which keys are projected."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, d_head, d_model = kv_heads * group, 4, 16
+    values = torch.randn(batch, kv_heads, keys, d_head, generator=generator)
+    weight = torch.randn(d_model, heads * d_head, generator=generator)
+    if heads > 1 and group > 1:  # both read the same values
+        weight[:, d_head : 2 * d_head] -= alike * (weight[:, d_head : 2 * d_head] + weight[:, :d_head])
+    attention = torch.rand(batch, queries, heads, keys, generator=generator) ** 8
+    attention[:, :, :, 0] = 0  # padding
+    found = contribution_of_products(attention, written_products(values, weight), values, weight)
+    for query in range(queries):
+        wanted = attention_contribution(attention[:, query].double(), values.double(), weight.double())
+        torch.testing.assert_close(found[:, query].double(), wanted.double(), rtol=1e-4, atol=1e-12)
 
 
 def test_heads_that_nearly_cancel_keep_their_digits() -> None:
@@ -61,8 +94,9 @@ def test_heads_that_nearly_cancel_keep_their_digits() -> None:
     attention = torch.tensor([0.5, 0.5 + 2**-12]).reshape(1, 2, 1).expand(-1, -1, 5)
     wanted = attention_contribution(attention.double()[:, 1:] - 0.5, values[:, :1], weight[:, 8:])
     products = written_products(values, weight)
-    found = contribution_of_products(attention, products, values, weight)
+    found = contribution_of_products(attention[:, None], products, values, weight)[:, 0]
     torch.testing.assert_close(found, attention_contribution(attention, values, weight))
+    # The difference is 1/4096 of what each head writes: float32 itself has no more digits of it.
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
 
 
@@ -89,4 +123,3 @@ def test_keys_that_move_are_computed_anew() -> None:
         found = probe.measure(call, row, context)["contribution"]
         wanted = attention_contribution(row, call.value, call.project)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
-        assert memory["contribution", 1][0] == last - first

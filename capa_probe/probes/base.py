@@ -73,6 +73,10 @@ class AttentionProbe(Probe):
             Column name to (batch, key), NaN where the column does not apply.
         """
 
+    def finish(self, context: StepContext) -> None:
+        """Called after the last forward of a batch: fill, in place, columns that ``measure`` returned too early."""
+        return
+
 
 class ResidualProbe(Probe):
     """Reads activations along the residual stream and fills a value for every query of this forward."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from capa_probe.lvlm.tap import AttentionCall
 from capa_probe.measures import attention_contribution, contribution_of_products, written_products
 from capa_probe.probes.base import AttentionProbe, StepContext
 
+#: Decode steps whose contributions are computed together: one token's vectors alone take as long as those of many.
+STEPS_TOGETHER = 16
 #: Keys that products of further ones have room for, before those known are copied.
 _ROOM = 64
 
@@ -20,38 +23,75 @@ class Contribution(AttentionProbe):
     columns = ("contribution",)
 
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
-        """``contribution`` (batch, key), in units of the residual stream."""
-        products = _products(call, context)
-        if products is None:
+        """``contribution`` (batch, key), in units of the residual stream; at decode steps filled by ``finish``."""
+        weight, memory = call.projection_weight(), context.memory
+        if memory is None or weight is None:
             return {"contribution": attention_contribution(row, call.value, call.project)}
-        weight = call.projection_weight()
-        assert weight is not None
-        return {"contribution": contribution_of_products(row, products, call.value, weight)}
+        place = (self.name, call.layer)
+        steps = memory.get(place)
+        if steps is None or not steps.grew_by_one(call):
+            # Prefill; or a cache that drops or moves keys, as one with a sliding window does.
+            if steps is not None:
+                steps.fill()
+            steps = memory[place] = _Steps(call, weight)
+        contribution = steps.add(call, row)
+        # A column to which dropped keys are added is copied, and must be known by then.
+        in_place = call.value.shape[2] == context.spans.padding.shape[1] + context.step
+        if context.step == 0 or not in_place or steps.n_waiting == STEPS_TOGETHER:
+            steps.fill()
+        return {"contribution": contribution}
+
+    def finish(self, context: StepContext) -> None:
+        """Fill the columns of the steps that still wait."""
+        for steps in (context.memory or {}).values():
+            if isinstance(steps, _Steps):
+                steps.fill()
 
 
-def _products(call: AttentionCall, context: StepContext) -> Tensor | None:
-    """(batch, key, head, head) products of all keys, of which a decode step computes those of its own token.
+class _Steps:
+    """Steps of one layer over a cache that grows by a key each, and the products of its keys, each computed once."""
 
-    None at prefill, which needs every key once, and where they cannot be had or do not pay.
-    """
-    weight = call.projection_weight()
-    if context.step == 0 or context.memory is None or weight is None:
-        return None
-    place, n, new = (Contribution.name, call.layer), call.value.shape[2], call.query.shape[2]
-    known, buffer = context.memory.get(place, (0, None))
-    if buffer is None or known + new != n:
-        # The first step; or a cache that drops or moves keys, as one with a sliding window does.
-        known, buffer = 0, None
-    if buffer is None or n > buffer.shape[1]:
-        grown = torch.empty(
-            len(call.value),
-            n + _ROOM,
-            *2 * (call.query.shape[1],),
-            device=call.value.device,
-        )
-        if buffer is not None:
-            grown[:, :known] = buffer[:, :known]
-        buffer = grown
-    buffer[:, known:n] = written_products(call.value[:, :, known:], weight)
-    context.memory[place] = (n, buffer)
-    return buffer[:, :n]
+    def __init__(self, call: AttentionCall, weight: Tensor) -> None:
+        self._weight = weight
+        self._value = call.value
+        self._products: Tensor | None = None  # with room at the end of its key axis
+        self._n_known = 0
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # a step's attention and the contribution to fill
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def grew_by_one(self, call: AttentionCall) -> bool:
+        return call.value.shape[2] == self._value.shape[2] + call.query.shape[2]
+
+    def add(self, call: AttentionCall, row: Tensor) -> Tensor:
+        """(batch, key), to be filled."""
+        self._value = call.value
+        contribution = torch.empty(len(row), row.shape[2], device=row.device)
+        self._waiting.append((row, contribution))
+        return contribution
+
+    def fill(self) -> None:
+        """Compute the contributions of all steps that wait."""
+        if not self._waiting:
+            return
+        products, n = self._products_of_all(), self._value.shape[2]
+        attention = torch.stack([F.pad(row, (0, n - row.shape[2])) for row, _ in self._waiting], dim=1)
+        found = contribution_of_products(attention, products, self._value, self._weight)
+        for step, (_, contribution) in enumerate(self._waiting):
+            contribution.copy_(found[:, step, : contribution.shape[1]])
+        self._waiting.clear()
+
+    def _products_of_all(self) -> Tensor:
+        """(batch, key, head, head), of which those of new keys are computed."""
+        known, n = self._n_known, self._value.shape[2]
+        new = written_products(self._value[:, :, known:], self._weight)
+        if self._products is None or n > self._products.shape[1]:
+            grown = new.new_empty(len(new), n + _ROOM, *new.shape[2:])
+            if self._products is not None:
+                grown[:, :known] = self._products[:, :known]
+            self._products = grown
+        self._products[:, known:n] = new
+        self._n_known = n
+        return self._products[:, :n]

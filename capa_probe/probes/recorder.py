@@ -63,6 +63,9 @@ class Recorder:
             if self._attention:
                 stack.enter_context(self.lvlm.attention_calls(self._on_attention))
             yield self
+        if self._context is not None:
+            for probe in self._attention:
+                probe.finish(self._context)
 
     def column(self, step: int, name: str) -> Tensor | None:
         """A column of one step as (layer, batch, key or query) on the CPU; None if no probe fills it there."""
