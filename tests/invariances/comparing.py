@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ import capa_probe as cp
 from capa_probe.probes.token_table import PLACE_COLUMNS
 from capa_probe.schema import TOKEN_SCHEMA
 from tests import processors, tiny
+from tests.oracles import compare
 
-#: What float32 lets differ, as a share of the largest value of a column and layer.
+#: What float32 lets differ, as a share of each number.
 TOLERANCE = 1e-5
 MEASURED = tuple(name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS)
 DIMENSIONS = tuple(name for name in MEASURED if name.startswith("sink_dim"))
@@ -33,21 +33,15 @@ def in_order(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_difference(found: pd.DataFrame, wanted: pd.DataFrame) -> dict[str, float]:
-    """Per measured column the largest difference of two tables, as a share of the layer's largest value.
+    """Per measured column the largest relative difference of two tables, number by number.
 
-    Asserts on the way that the rows are the same ones, and that the same cells hold a value.
+    Cosines and the removal effect are on the scales that ``tests.oracles.compare`` has for them. Asserts on the way
+    that the rows are the same ones, and that the same cells hold a value.
     """
-    assert len(found) == len(wanted)
     places = list(PLACE_COLUMNS)
     pd.testing.assert_frame_equal(found[places], wanted[places], check_exact=True)
-    layers, worst = wanted["layer"].to_numpy(), {}
-    for name in MEASURED:
-        one, other = (table[name].to_numpy(dtype=float) for table in (found, wanted))
-        assert np.array_equal(np.isnan(one), np.isnan(other)), name
-        largest = pd.Series(np.abs(other)).groupby(layers).transform("max").to_numpy()
-        share = np.abs(one - other) / np.where(largest > 0, largest, 1)
-        worst[name] = float(np.nanmax(share, initial=0.0))
-    return worst
+    measured = list(MEASURED)
+    return compare.worst(found[measured].astype(float), wanted[measured].astype(float).to_dict("records"))
 
 
 def assert_same(found: pd.DataFrame, wanted: pd.DataFrame, tolerance: float = TOLERANCE) -> None:

@@ -28,9 +28,11 @@ BACKENDS = {
 }
 CASES = [
     *((torch.float32, backends) for backends in BACKENDS),
-    (torch.bfloat16, "sdpa"),
-    (torch.bfloat16, "mixed"),
-    (torch.float16, "sdpa"),
+    *(
+        (half, backends)
+        for half in (torch.bfloat16, torch.float16)
+        for backends in ("sdpa", "eager", "mixed")
+    ),
 ]
 
 
