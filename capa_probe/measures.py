@@ -70,9 +70,9 @@ def weighted_values(
     Each row is what key ``i`` adds to the attention output of one query token, before the output projection.
     """
     batch, kv_heads, keys, d_head = values.shape
-    weights = attention.float().reshape(batch, kv_heads, -1, keys).permute(0, 3, 1, 2)
-    # In the order of the result, which einsum would copy into it.
-    return (weights.unsqueeze(-1) * values.float().transpose(1, 2).unsqueeze(3)).reshape(batch, keys, -1)
+    # Both in the order of the result, which einsum would copy into it.
+    weights = attention.float().transpose(1, 2).contiguous().reshape(batch, keys, kv_heads, -1, 1)
+    return (weights * values.float().transpose(1, 2).unsqueeze(3)).reshape(batch, keys, -1)
 
 
 def attention_contribution(
@@ -212,7 +212,8 @@ def removal_effect(
 
 def value_norms(values: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch key"]:
     """L2 norm of each key's value vector, mean over KV heads: (batch, key), float32."""
-    return values.float().norm(dim=-1).mean(dim=1)
+    # Key by key, as the value projection lays them out.
+    return values.float().transpose(1, 2).norm(dim=-1).mean(dim=2)
 
 
 def sink_strength(
