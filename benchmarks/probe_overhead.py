@@ -2,13 +2,15 @@
 
 One model with random weights, all layers, the same prompts. The variants take turns in one process, every other round
 backwards, and a ratio is one within a round, so that a drift of the machine's speed hits both. A round of a profile is
-one call over all prompts, with its tables written to disk. Rounds are added to the results file until it holds
-``--rounds`` of these settings.
+one call over all prompts, with its tables written to disk. Profiles take turns with the plain forward for ``--rounds``
+rounds, other tools, some of which take several times as long, for ``--rounds-of-others``. Rounds that the results file
+holds already count.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,8 +31,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=16)
     parser.add_argument("--tokens", type=int, nargs="+", default=[608, 2048])
-    parser.add_argument("--samples", type=int, default=2, help="prompts of one call")
+    parser.add_argument("--call-tokens", type=int, default=2432, help="prompts of one call, in tokens, about")
     parser.add_argument("--rounds", type=int, default=30, help="in all, those in --out among them")
+    parser.add_argument("--rounds-of-others", type=int, default=10)
     parser.add_argument("--variants", nargs="+", default=["all"], choices=["all", *TITLES])
     parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +48,12 @@ def main() -> None:
     runs = variants(model, names)
     packages = ["transformer-lens", *(["nnsight"] if "nnsight" in names else [])]
     results = Results(arguments.out)
-    for tokens in arguments.tokens:
+    ours = [name for name in names if name.startswith(("plain", "profile"))]
+    others = ["plain", *(name for name in names if name not in ours)]
+    turns = [(ours, arguments.rounds), (others, arguments.rounds_of_others)]
+    for tokens, (names, rounds) in itertools.product(arguments.tokens, turns):
+        if names == ["plain"]:
+            continue
         settings = {
             "machine": machine(arguments.device, arguments.dtype, packages),
             "layers": arguments.layers,
@@ -53,14 +61,14 @@ def main() -> None:
             "heads": arguments.heads,
             "kv_heads": arguments.kv_heads,
             "tokens": tokens,
-            "samples": arguments.samples,
+            "samples": max(1, arguments.call_tokens // tokens),
             "variants": names,
         }
-        prompts = [prompt(tokens, seed, model) for seed in range(arguments.samples)]
-        if results.rounds(settings) < arguments.rounds:
+        prompts = [prompt(tokens, seed, model) for seed in range(settings["samples"])]
+        if results.rounds(settings) < rounds:
             for name in names:  # warms up
                 runs[name](prompts[:1])
-        while (number := results.rounds(settings)) < arguments.rounds:
+        while (number := results.rounds(settings)) < rounds:
             measured = {}
             for name in in_turn(names, number):
                 with timed() as seconds:

@@ -182,13 +182,15 @@ def figure(found: dict[str, Entries]) -> Figure:
     left, right = drawn.subplots(1, 2)
     entries = found.get("overhead", [])
     names = [name for name in _SHORT if any(name in entry["rounds"] for entry in entries)]
-    for number, (entry, colour) in enumerate(zip(entries, (VISUAL, TEXT, QUIET), strict=False)):
-        for row, name in enumerate(names):
-            first, middle, third = quartiles(ratios(entry, name, "wall"))
-            label = f"{entry['settings']['tokens']:,} tokens" if row == 0 else None
-            at = row + 0.22 * number
-            left.plot([first, third], [at, at], color=colour, linewidth=1.5)
-            left.plot(middle, at, "o", color=colour, markersize=4.5, label=label)
+    for number, tokens in enumerate(sorted({entry["settings"]["tokens"] for entry in entries})):
+        colour, label = (VISUAL, TEXT, QUIET)[number], f"{tokens:,} tokens"
+        for entry in (entry for entry in entries if entry["settings"]["tokens"] == tokens):
+            for name in (name for name in names if name in entry["rounds"]):
+                first, middle, third = quartiles(ratios(entry, name, "wall"))
+                at = names.index(name) + 0.22 * number
+                left.plot([first, third], [at, at], color=colour, linewidth=1.5)
+                left.plot(middle, at, "o", color=colour, markersize=4.5, label=label)
+                label = None
     left.axvline(1, color=QUIET, linewidth=0.8)
     left.axvline(1.1, color=QUIET, linewidth=0.8, linestyle=":")
     left.set_yticks(range(len(names)), [_SHORT[name] for name in names])
