@@ -54,7 +54,9 @@ def test_computing_alone_adds_no_rounding_of_bfloat16(errors: pd.DataFrame, colu
     """Attention logits have the rounding of float32 at their size; the projection runs in the model's dtype."""
     own = errors.loc[(offset, column, "capa_probe"), "own_p95"]
     if column in PROJECTED:
-        assert own <= ROUNDOFF / 2  # once, and on the average over heads; rounded before that too, it would be more
+        assert (
+            own <= ROUNDOFF / 2
+        )  # once, and on the average over heads; rounded before that too, it would be more
     elif column.startswith("attention"):
         assert own <= max(10, 4 * offset) * 2.0**-24
     else:
