@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from _machine import machine
+from _machine import keep_freed_memory, machine
 from _overhead_models import build, prompt
 from _overhead_rounds import RESULTS, Results, in_turn, ratios, spread
 from _overhead_variants import Variant, profiled
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "probe_decode.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
 
     sizes = ("layers", "width", "heads", "kv_heads")
     model = build(*(getattr(arguments, size) for size in sizes))

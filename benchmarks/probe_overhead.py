@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from _machine import machine
+from _machine import keep_freed_memory, machine
 from _overhead_models import build, prompt
 from _overhead_rounds import RESULTS, Results, in_turn, quartiles, ratios
 from _overhead_variants import TITLES, available, variants
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "probe_overhead.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
 
     names = available(["plain", *arguments.variants])
     model = build(arguments.layers, arguments.width, arguments.heads, arguments.kv_heads)

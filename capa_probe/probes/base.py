@@ -79,7 +79,10 @@ class AttentionProbe(Probe):
 
 
 class ResidualProbe(Probe):
-    """Reads activations along the residual stream and fills a value for every query of this forward."""
+    """Reads activations along the residual stream and fills a value for every query.
+
+    The tokens of several decode steps come as the queries of one call.
+    """
 
     #: Hook points of a layer that it needs, such as ``"hook_resid_mid"``.
     points: ClassVar[tuple[str, ...]]
@@ -90,7 +93,7 @@ class ResidualProbe(Probe):
 
         Args:
             activations: each of ``points`` to (batch, query, d_model).
-            context: step, query and spans.
+            context: step (the last of those that come together), query and spans.
 
         Returns:
             Column name to (batch, query).

@@ -66,7 +66,8 @@ def probed(lvlm: cp.HookedLVLM, inputs: dict[str, Tensor]) -> AbstractContextMan
         """Starts anew with every prefill, as the runs of ``everything`` do."""
 
         def _begin_step(self, x: Tensor, hook: object) -> None:
-            if x.shape[1] > 1:
+            if x.shape[1] > 1 and self._context is not None:
+                self._measure_waiting(self._context)
                 self.steps.clear()
             super()._begin_step(x, hook)
 
