@@ -34,6 +34,7 @@ def attention_probabilities(
     scaling: float,
     allowed: Bool[Tensor, "batch #head query key"] | None = None,
     bias: Float[Tensor, "batch #head query key"] | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "batch head query key"]:
     """Softmax attention probabilities of a few query rows, in float32.
 
@@ -43,6 +44,7 @@ def attention_probabilities(
         scaling: factor on q·k, usually ``d_head ** -0.5``.
         allowed: True where a query may see a key; None means everywhere.
         bias: added to the scaled scores (an additive mask); None means zero.
+        causal: the queries are the tokens of the last keys, and each sees those up to its own.
 
     Returns:
         (batch, head, query, key), each row summing to 1, or all zero where a query sees no key at all
@@ -55,9 +57,15 @@ def attention_probabilities(
     scores = ((grouped * scaling) @ key.float().transpose(-1, -2)).reshape(batch, heads, queries, keys)
     if bias is not None:
         scores = scores + bias.float()
-    if allowed is None:
+    hidden = None if allowed is None else ~allowed
+    if causal:
+        later = torch.ones(queries, queries, dtype=torch.bool, device=scores.device).triu(1)
+        if hidden is None:  # each query sees a key: no row is empty
+            scores[..., keys - queries :].masked_fill_(later, -math.inf)
+        else:
+            hidden[..., keys - queries :] |= later
+    if hidden is None:
         return scores.softmax(dim=-1)
-    hidden = ~allowed
     return scores.masked_fill_(hidden, -math.inf).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 

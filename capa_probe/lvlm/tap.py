@@ -59,11 +59,18 @@ class AttentionCall:
 
     def probabilities(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Attention probabilities of the query rows [start, stop): (batch, head, query, key), float32."""
+        n = self.query.shape[2]
+        start, stop, _ = slice(start, stop).indices(n)
         if self.pattern is not None:
             return self.pattern[:, :, start:stop].float()
-        queries = torch.arange(self.query.shape[2], device=self.query.device)[start:stop]
-        allowed, bias = self._mask_rows(queries.expand(self.query.shape[0], -1))
-        return attention_probabilities(self.query[:, :, start:stop], self.key, self.scaling, allowed, bias)
+        query = self.query[:, :, start:stop]
+        if self.mask is None and self.causal and n > 1:  # upper-left aligned, as SDPA's is_causal
+            rows = attention_probabilities(query, self.key[:, :, :stop], self.scaling, causal=True)
+            return F.pad(rows, (0, self.key.shape[2] - stop)) if stop < self.key.shape[2] else rows
+        allowed, bias = self._mask_rows(
+            torch.arange(n, device=query.device)[start:stop].expand(len(query), -1)
+        )
+        return attention_probabilities(query, self.key, self.scaling, allowed, bias)
 
     def row(self, index: Tensor) -> Tensor:
         """Attention probabilities of one query per sample, at ``index`` (batch,): (batch, head, key), float32."""

@@ -11,7 +11,7 @@ from capa_probe.lvlm.tap import AttentionCall
 from capa_probe.probes.base import AttentionProbe, StepContext
 
 #: Query rows computed at a time for the mean over text queries; bounds memory at batch x head x this x key.
-QUERY_CHUNK = 64
+QUERY_CHUNK = 32
 
 
 class Attention(AttentionProbe):

@@ -10,7 +10,7 @@ import pytest
 
 import capa_probe as cp
 from capa_probe.lvlm.inputs import LVLMInputs
-from capa_probe.probes import recorder
+from capa_probe.probes import attention, recorder
 from capa_probe.schema import MEASURES
 from tests import tiny
 from tests.oracles import compare, loops, models
@@ -57,7 +57,7 @@ def test_prefill_and_decode_steps(
 def test_prefill_on_its_own_keeps_no_cache_and_pads_on_either_side(
     case: Case, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capa_probe.probes.attention.QUERY_CHUNK", 3)  # several chunks, the last one shorter
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 3)  # several chunks, the last one shorter
     tokens = profile(case.lvlm(), [case.inputs(side)]).tokens
     compare.agree(tokens, [row for row in case.tokens if row["step"] == 0], TOLERANCE)
 
