@@ -29,15 +29,17 @@ class Contribution(AttentionProbe):
             return {"contribution": attention_contribution(row, call.value, call.project)}
         place = (self.name, call.layer)
         steps = memory.get(place)
-        if steps is None or not steps.grew_by_one(call):
-            # Prefill; or a cache that drops or moves keys, as one with a sliding window does.
+        # At prefill, and where a cache drops or moves keys, as one with a sliding window does.
+        anew = steps is None or not steps.grew_by_one(call)
+        if anew:
             if steps is not None:
                 steps.fill()
             steps = memory[place] = _Steps(call, weight)
         contribution = steps.add(call, row)
-        # A column to which dropped keys are added is copied, and must be known by then.
+        # A cache of fixed length writes over its values, which then cannot wait; a column to which dropped keys are
+        # added is copied, and must be known by then.
         in_place = call.value.shape[2] == context.spans.padding.shape[1] + context.step
-        if context.step == 0 or not in_place or steps.n_waiting == STEPS_TOGETHER:
+        if anew or not in_place or steps.n_waiting == STEPS_TOGETHER:
             steps.fill()
         return {"contribution": contribution}
 

@@ -87,11 +87,13 @@ def test_a_static_cache() -> None:
     check(model, tiny.inputs("llava"), TOLERANCE)
 
 
-def test_a_sliding_window_wider_than_the_prompt_fills_while_decoding() -> None:
-    """The window passes its first key at the second step, not before."""
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_sliding_window_wider_than_the_prompt_fills_while_decoding(cache: str) -> None:
+    """The window passes its first key at the second step, not before; a static cache then writes over its values."""
     inputs = tiny.inputs("llava", images=(0, 0), tail=(4, 3))
     n_prompt = inputs["input_ids"].shape[1]
     model = towers.build("mistral, sliding windows")
+    model.generation_config.cache_implementation = cache
     config = model.config.text_config
     config.sliding_window = n_prompt + 1
     for layer in model.model.language_model.layers:
@@ -101,3 +103,35 @@ def test_a_sliding_window_wider_than_the_prompt_fills_while_decoding() -> None:
     first = tokens[(tokens["sample"] == "0") & (tokens["position"] == 0) & (tokens["layer"] == 2)]
     hidden = (first.sort_values("step")["attention"] == 0).tolist()
     assert hidden == [False, False, True, True]
+
+
+@pytest.mark.parametrize("steps", [16, 17, 33])
+def test_steps_measured_together_are_those_measured_one_by_one(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = tiny.build("llava"), tiny.inputs("llava")
+    model.generation_config.eos_token_id = None
+    lvlm = cp.HookedLVLM(model)
+    together = profiled(lvlm, [inputs], steps=steps)
+    query = together.groupby(["sample", "step", "layer"]).tail(1)
+    assert len(query) == len(inputs["input_ids"]) * (steps + 1) * lvlm.n_layers
+    assert query.drop(columns="attention_text").notna().all(axis=None)
+    monkeypatch.setattr(recorder, "STEPS_AT_ONCE", 1)
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", steps + 1)
+    assert_same(together, profiled(lvlm, [inputs], steps=steps))
+
+
+def test_answers_that_end_while_steps_wait() -> None:
+    """Samples of a batch end at different steps, all of them before those that wait would be measured together."""
+    model, inputs = tiny.build("llava"), tiny.inputs("llava")
+    config, lvlm = model.generation_config, cp.HookedLVLM(model)
+    config.no_repeat_ngram_size, config.suppress_tokens, config.eos_token_id = 1, [tiny.IMAGE], None
+    whole = profiled(lvlm, [inputs], steps=14)
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=14, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    config.eos_token_id = [int(ids[0, 4]), int(ids[1, 8]), int(ids[2, 11])]
+    ends = torch.isin(ids, torch.tensor(config.eos_token_id)).int().argmax(dim=1).tolist()
+    assert 0 < min(ends) < max(ends) < 14
+    ended = profiled(lvlm, [inputs], steps=14)
+    wanted = whole[whole["step"] <= whole["sample"].astype(int).map(dict(enumerate(ends)))]
+    assert_same(ended, wanted.reset_index(drop=True))
