@@ -57,6 +57,23 @@ def test_it_is_that_of_a_projection_per_step(
         assert error[anew["contribution"] > 0].median() < 4e-3
 
 
+def test_a_quantized_cache_changes_old_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contribution is that of the value that is attended to, as the cache hands it out at that step."""
+    model = tiny.build("llava")
+    config = model.generation_config
+    config.eos_token_id = None
+    config.cache_implementation, config.cache_config = "quantized", {"backend": "fp8"}
+    lvlm, inputs = cp.HookedLVLM(model), tiny.inputs("llava")
+    options = {"rows": "all", "probes": ["contribution", "value_norm"], "progress": False}
+    found = cp.profile(lvlm, [inputs], steps=STEPS, **options).tokens
+    monkeypatch.setattr(recorder, "STEPS_TO_REMEMBER", STEPS + 1)
+    anew = cp.profile(lvlm, [inputs], steps=STEPS, **options).tokens
+    for name in ("contribution", "value_norm"):
+        np.testing.assert_allclose(found[name], anew[name], rtol=1e-5, atol=1e-7)
+    norms = anew[(anew["sample"] == "0") & (anew["layer"] == 1) & (anew["position"] == 1)]["value_norm"]
+    assert norms.iloc[1] != norms.iloc[0]
+
+
 @given(
     batch=st.integers(1, 2),
     queries=st.integers(1, 3),

@@ -29,7 +29,7 @@ class StepContext:
         norm_eps: epsilon of the model's RMSNorm.
         sink_dims: dimensions that sink strength is restricted to; None for all.
         memory: where a probe may keep tensors of a batch from one decode step to the next; None where too few steps
-            follow for that to pay.
+            follow for that to pay, or where the cache changes what it holds of earlier tokens.
     """
 
     step: int
@@ -74,7 +74,11 @@ class AttentionProbe(Probe):
         """
 
     def finish(self, context: StepContext) -> None:
-        """Called after the last forward of a batch: fill, in place, columns that ``measure`` returned too early."""
+        """Called after the last forward of a batch: fill, in place, columns that ``measure`` returned too early.
+
+        A column of fewer keys than the prompt and the tokens so far have, since a sliding window's cache has dropped
+        some, is copied when it is returned, and has to be filled by then.
+        """
         return
 
 

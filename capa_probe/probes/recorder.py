@@ -60,17 +60,26 @@ class Recorder:
         self._waiting: dict[tuple[int, str], list[Tensor]] = defaultdict(list)
         self._n_waiting = 0
         self._context: StepContext | None = None
-        self._memory: dict[Hashable, Any] | None = {} if steps >= STEPS_TO_REMEMBER else None
+        self._memory: dict[Hashable, Any] | None = None
+        # A quantized cache hands out other values of a key at every step.
+        if steps >= STEPS_TO_REMEMBER and lvlm.model.generation_config.cache_implementation != "quantized":
+            self._memory = {}
 
     @contextmanager
     def attached(self) -> Iterator[Recorder]:
-        """Listen for the length of a ``with`` block."""
+        """Listen for the length of a ``with`` block.
+
+        Raises:
+            CapaProbeError: the forwards in it are not one prefill and one for each new token.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.lvlm.hooks([("hook_embed", self._begin_step), *self._residual_hooks()]))
             if self._attention:
                 stack.enter_context(self.lvlm.attention_calls(self._on_attention))
             yield self
-        if self._context is not None and self._step_is_whole():  # otherwise the caller refuses the run
+        if not self._step_is_whole():
+            raise not_one_forward_per_step()
+        if self._context is not None:
             self._measure_waiting(self._context)
             for probe in self._attention:
                 probe.finish(self._context)

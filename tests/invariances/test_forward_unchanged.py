@@ -217,6 +217,22 @@ class TestSharing:
             runs.clear()
             assert profiled(one, [inputs], steps=steps).equals(wanted)
 
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_a_part_that_runs_once_more_at_the_last_step_is_refused(self, steps: int) -> None:
+        model, inputs, calls = tiny.build("llava"), tiny.inputs("llava"), []
+        model.generation_config.eos_token_id = None
+
+        def run_again(module: Any, args: Any, output: Any) -> None:
+            calls.append(1)
+            if len(calls) == steps + 1:
+                model.model.language_model.layers[1].mlp(args[0])
+
+        handle = model.lm_head.register_forward_hook(run_again)
+        with pytest.raises(cp.CapaProbeError, match="one prefill and one for each generated token"):
+            profiled(cp.HookedLVLM(model), [inputs], steps=steps)
+        handle.remove()
+        assert len(calls) == steps + 1
+
     def test_prefill_in_chunks_is_refused(self) -> None:
         model, inputs = tiny.build("llava"), tiny.inputs("llava", images=(0, 0))
         model.generation_config.prefill_chunk_size = 3
