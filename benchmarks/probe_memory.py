@@ -54,7 +54,7 @@ def measure(arguments: argparse.Namespace, name: str, tokens: int) -> dict[str, 
     try:
         highest = peak(runs[name], prompts)
     except (RuntimeError, MemoryError, CapaProbeError) as error:
-        if "memory" not in str(error).lower():
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
         return {"plain": plain, "extra": None, "failed": f"more than {arguments.limit_gb:g} GB"}
     return {"plain": plain, "extra": highest - plain, "failed": None}

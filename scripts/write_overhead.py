@@ -183,7 +183,7 @@ def figure(found: dict[str, Entries]) -> Figure:
     entries = found.get("overhead", [])
     names = [name for name in _SHORT if any(name in entry["rounds"] for entry in entries)]
     for number, tokens in enumerate(sorted({entry["settings"]["tokens"] for entry in entries})):
-        colour, label = (VISUAL, TEXT, QUIET)[number], f"{tokens:,} tokens"
+        colour, label = (VISUAL, TEXT, QUIET)[number % 3], f"{tokens:,} tokens"
         for entry in (entry for entry in entries if entry["settings"]["tokens"] == tokens):
             for name in (name for name in names if name in entry["rounds"]):
                 first, middle, third = quartiles(ratios(entry, name, "wall"))

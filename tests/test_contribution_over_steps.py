@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import capa_probe as cp
+from capa_probe.head_products import contribution_of_products, written_products
 from capa_probe.lvlm import AttentionCall
-from capa_probe.measures import attention_contribution, contribution_of_products, written_products
+from capa_probe.measures import attention_contribution
 from capa_probe.probes import StepContext, contribution, recorder
 from tests import tiny
 
@@ -115,6 +116,21 @@ def test_heads_that_nearly_cancel_keep_their_digits() -> None:
     torch.testing.assert_close(found, attention_contribution(attention, values, weight))
     # The difference is 1/4096 of what each head writes: float32 itself has no more digits of it.
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
+
+
+def test_heads_that_cancel_are_projected() -> None:
+    """The products of what two heads write, each 1000 times as long as the sum, hold no digit of its square."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 2, 50, 8, generator=generator)
+    values[:, 1] = values[:, 0]
+    weight = torch.randn(32, 16, generator=generator)
+    weight[:, 8:] = -weight[:, :8] + 1e-3 * torch.randn(32, 8, generator=generator)
+    attention = torch.full((1, 2, 50), 0.5)
+    wanted = attention_contribution(attention.double(), values.double(), weight.double())
+    found = contribution_of_products(attention[:, None], written_products(values, weight), values, weight)[
+        :, 0
+    ]
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-3, atol=0)
 
 
 def test_keys_that_move_are_computed_anew() -> None:

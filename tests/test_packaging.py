@@ -28,6 +28,7 @@ LAYERS = (
     "__about__",
     "errors",
     "measures",
+    "head_products",
     "flops",
     "files",
     "samples",

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from capa_probe.head_products import contribution_of_products, written_products
 from capa_probe.lvlm.tap import AttentionCall
-from capa_probe.measures import attention_contribution, contribution_of_products, written_products
+from capa_probe.measures import attention_contribution
 from capa_probe.probes.base import AttentionProbe, StepContext
 
 #: Decode steps whose contributions are computed together: one token's vectors alone take as long as those of many.
@@ -28,13 +29,13 @@ class Contribution(AttentionProbe):
         if memory is None or weight is None:
             return {"contribution": attention_contribution(row, call.value, call.project)}
         place = (self.name, call.layer)
-        steps = memory.get(place)
+        before: _Steps | None = memory.get(place)
         # At prefill, and where a cache drops or moves keys, as one with a sliding window does.
-        anew = steps is None or not steps.grew_by_one(call)
-        if anew:
-            if steps is not None:
-                steps.fill()
-            steps = memory[place] = _Steps(call, weight)
+        anew = before is None or not before.grew_by_one(call)
+        if before is not None and anew:
+            before.fill()
+        steps = _Steps(call, weight) if before is None or anew else before
+        memory[place] = steps
         contribution = steps.add(call, row)
         # A cache of fixed length writes over its values, which then cannot wait; a column to which dropped keys are
         # added is copied, and must be known by then.
