@@ -219,7 +219,7 @@ def figure(found: dict[str, Entries]) -> Figure:
     right.set_xlabel("tokens")
     right.set_ylabel("memory beyond the plain forward (MB)")
     if lengths:
-        right.legend(loc="upper left")
+        right.legend(loc="center right", fontsize="small")
     return drawn
 
 
