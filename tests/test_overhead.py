@@ -125,7 +125,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lengths = ["--tokens", "608"]
     where = {name: ["--out", str(out / f"{name}.json")] for name in BENCHMARKS}
     few = ["plain", "profile", "profile_all", "eager", "transformerlens_filtered"]
-    run("probe_overhead", *SMALL, *lengths, "--rounds", "2", "--variants", *few, *where["probe_overhead"])
+    rounds = ["--rounds", "2", "--rounds-of-others", "1"]
+    run("probe_overhead", *SMALL, *lengths, *rounds, "--variants", *few, *where["probe_overhead"])
     pair = ["--variants", "profile", "eager", "--limit-gb", "0.02"]
     run("probe_memory", *SMALL, "--tokens", "2048", "--rounds", "1", *pair, *where["probe_memory"])
     run("probe_decode", *SMALL, *lengths, "--rounds", "2", "--steps", "2", *where["probe_decode"])
@@ -142,12 +143,15 @@ def entries(results: Path, name: str) -> list[dict[str, Any]]:
 
 
 def test_times_are_of_every_variant_in_every_round(results: Path) -> None:
-    (entry,) = entries(results, "probe_overhead")
-    assert list(entry["rounds"]) == entry["settings"]["variants"]
-    assert entry["settings"]["tokens"] == 608
-    for seconds in entry["rounds"].values():
-        assert len(seconds) == 2
-        assert all(each["wall"] > 0 and each["cpu"] > 0 for each in seconds)
+    ours, others = entries(results, "probe_overhead")
+    assert list(ours["rounds"]) == ["plain", "profile", "profile_all"]
+    assert list(others["rounds"]) == ["plain", "eager", "transformerlens_filtered"]
+    for entry, n_rounds in ((ours, 2), (others, 1)):
+        assert list(entry["rounds"]) == entry["settings"]["variants"]
+        assert (entry["settings"]["tokens"], entry["settings"]["samples"]) == (608, 4)
+        for seconds in entry["rounds"].values():
+            assert len(seconds) == n_rounds
+            assert all(each["wall"] > 0 and each["cpu"] > 0 for each in seconds)
 
 
 def test_eager_attention_takes_more_memory_than_it_is_given_and_a_profile_does_not(results: Path) -> None:
