@@ -39,6 +39,10 @@ $(VENV)/.docs: $(VENV)/.dev
 	$(call install,dev$(comma)docs)
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.dev
+	$(call install,dev$(comma)bench)
+	@touch $@
+
 demo: $(VENV)/.dev
 	$(BIN)/capa-probe demo
 
@@ -50,7 +54,7 @@ lint: $(VENV)/.dev
 test: lint
 	$(BIN)/python -m pytest --nbmake --numprocesses=$(JOBS) --dist=loadfile tests $(wildcard notebooks/*.ipynb)
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	@set -e; found=; for script in benchmarks/[a-z]*.py; do \
 		test -e "$$script" || continue; found=1; echo "$$script"; $(BIN)/python "$$script"; \
 	done; test -n "$$found" || { echo "benchmarks/ holds no scripts" >&2; exit 1; }

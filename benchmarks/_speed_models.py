@@ -63,7 +63,7 @@ class Width:
         config = self._config(sizes, image=sizes["vocab_size"] - 1)
         with torch.device(device), no_init_weights():
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        return _fill(model, seed).eval()
+        return fill(model, seed).eval()
 
     def _config(self, sizes: dict[str, int], image: int) -> Any:
         if self.paper == "llava-1.5-7b":
@@ -166,7 +166,7 @@ def _mrope(sizes: dict[str, int]) -> list[int]:
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def fill(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Random weights, from one pool of numbers over and over: drawing billions takes longer than running them."""
     generator = torch.Generator().manual_seed(seed)
     pool = 0.02 * torch.randn(1_000_003, generator=generator)  # a prime, so that rows differ

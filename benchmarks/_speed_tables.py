@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from _machine import machine_line
+
 #: Between these, a page shows the tables.
 MARKS = ("<!-- results -->", "<!-- end of results -->")
 
@@ -27,13 +29,6 @@ def put(page: Path, shown: str) -> None:
     before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     page.write_text(f"{before}{MARKS[0]}\n\n{shown}\n\n{MARKS[1]}{after}", encoding="utf-8")
-
-
-def machine_line(ran_on: dict[str, Any]) -> str:
-    """What it ran on, in a line."""
-    where = ran_on["gpu"] or f"{ran_on['processor']}, {ran_on['threads']} of {ran_on['cores']} cores"
-    versions = ", ".join(f"{name} {version}" for name, version in ran_on["versions"].items())
-    return f"{where}; {ran_on['dtype']}; {versions}."
 
 
 def prefill_table(results: dict[str, Any]) -> str:

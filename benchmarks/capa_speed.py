@@ -9,47 +9,19 @@ the whole model: ``python benchmarks/capa_speed.py --model llava --layers 32 --d
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from _machine import keep_freed_memory, machine
 from _speed_models import WIDTHS
 from _speed_rounds import DISTURBED, Comparison, add, rounds_held
 from _speed_tables import put, tables
 
 from capa_probe.files import write_json
 from capa_probe.lvlm import HookedLVLM
-
-
-def machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What it ran on, without names."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
-        "gpu": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else None,
-        "dtype": arguments.dtype,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "capa-probe")},
-    }
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed: paging an activation in anew can take longer than computing it."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
-            libc.mallopt(option, value)
 
 
 def main() -> None:
@@ -104,7 +76,9 @@ def main() -> None:
         dtype = getattr(torch, arguments.dtype)
         lvlm = HookedLVLM(width.build(n_layers, dtype, arguments.device, tiny=arguments.quick))
         for visual in arguments.visual:
-            comparison = Comparison(lvlm, width, arguments, visual, machine(arguments))
+            comparison = Comparison(
+                lvlm, width, arguments, visual, machine(arguments.device, arguments.dtype)
+            )
             with torch.no_grad():
                 comparison.warm_up()
                 for number in range(arguments.rounds):

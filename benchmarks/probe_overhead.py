@@ -1,45 +1,25 @@
-"""What probing costs: one prefill plain, with silent hook points, with each set of probes, and by other means.
+"""How much longer a profile takes than the plain forward, beside other ways to the same numbers.
 
-All variants take turns in one run, so that a drift of the machine's speed hits them alike; printed are medians of the
-ratio to the plain forward of the same round. ``python benchmarks/probe_overhead.py --help`` lists the sizes.
+One model with random weights, all layers, the same prompts. The variants take turns in one process, every other round
+backwards, and a ratio is one within a round, so that a drift of the machine's speed hits both. A round of a profile is
+one call over all prompts, with its tables written to disk. Profiles take turns with the plain forward for ``--rounds``
+rounds, other tools, some of which take several times as long, for ``--rounds-of-others``. Rounds that the results file
+holds already count.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import itertools
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-from capa_probe.lvlm import HookedLVLM
-from capa_probe.probes import Recorder, choose_probes
-
-
-def build(layers: int, width: int, heads: int, kv_heads: int) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=width,
-        intermediate_size=int(width * 2.6875),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        pad_token_id=0,
-    )
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_id=1000)
-    ).eval()
+from _machine import keep_freed_memory, machine
+from _overhead_models import build, prompt
+from _overhead_rounds import RESULTS, Results, in_turn, quartiles, ratios
+from _overhead_variants import TITLES, available, variants
+from _speed_rounds import timed
 
 
 def main() -> None:
@@ -50,63 +30,61 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=16)
-    parser.add_argument("--text-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[608, 2048, 2336])
+    parser.add_argument("--call-tokens", type=int, default=2432, help="prompts of one call, in tokens, about")
+    parser.add_argument("--rounds", type=int, default=30, help="in all, those in --out among them")
+    parser.add_argument("--rounds-of-others", type=int, default=8)
+    parser.add_argument("--variants", nargs="+", default=["all"], choices=["all", *TITLES])
+    parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS / "probe_overhead.json")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
 
-    plain = build(arguments.layers, arguments.width, arguments.heads, arguments.kv_heads).to(arguments.device)
-    eager = build(arguments.layers, arguments.width, arguments.heads, arguments.kv_heads).to(arguments.device)
-    eager.set_attn_implementation("eager")
-    lvlm = HookedLVLM(plain)
-    ids = torch.tensor([[2, *[1000] * 576, *range(3, 3 + arguments.text_tokens - 1)]])
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.randn(1, 3, 336, 336),
-    }
-    inputs = {name: x.to(arguments.device) for name, x in inputs.items()}
-    spans = lvlm.spans(inputs)
-
-    def probed(names: str | list[str]) -> Callable[[], object]:
-        def run() -> object:
-            with Recorder(lvlm, choose_probes(names), spans).attached():
-                return plain(**inputs, use_cache=False, logits_to_keep=1)
-
-        return run
-
-    variants: dict[str, Callable[[], object]] = {
-        "plain forward": lambda: plain(**inputs, use_cache=False, logits_to_keep=1),
-        "wrapped, nobody listens": lambda: lvlm(**inputs, use_cache=False, logits_to_keep=1),
-        "value norms, contribution": probed(["value_norm", "contribution"]),
-        "the same and removal effect": probed(["value_norm", "contribution", "removal_effect"]),
-        "all default probes": probed("default"),
-        "all probes": probed("all"),
-        "eager with output_attentions": lambda: eager(
-            **inputs, use_cache=False, logits_to_keep=1, output_attentions=True, output_hidden_states=True
-        ),
-        "run_with_cache, every hook point": lambda: lvlm.run_with_cache(
-            **inputs, use_cache=False, logits_to_keep=1
-        ),
-    }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with torch.no_grad():
-        for round_number in range(arguments.rounds + 1):
-            for name, variant in variants.items():
-                started = time.perf_counter()
-                variant()
-                if arguments.device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                if round_number:  # the first round warms up
-                    times[name].append(time.perf_counter() - started)
-    base = times["plain forward"]
-    print(
-        f"{arguments.layers} layers, width {arguments.width}, {ids.shape[1]} tokens, {arguments.device}, "
-        f"{torch.get_num_threads()} threads, {arguments.rounds} rounds; plain forward {statistics.median(base):.3f} s"
-    )
-    for name, seconds in times.items():
-        ratios = sorted(x / y for x, y in zip(seconds, base, strict=True))
-        print(f"{name:34s} {statistics.median(ratios):5.2f} x   ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    names = available(["plain", *arguments.variants])
+    model = build(arguments.layers, arguments.width, arguments.heads, arguments.kv_heads)
+    model = model.to(arguments.device, getattr(torch, arguments.dtype))
+    runs = variants(model, names)
+    packages = ["transformer-lens", *(["nnsight"] if "nnsight" in names else [])]
+    results = Results(arguments.out)
+    ours = [name for name in names if name.startswith(("plain", "profile"))]
+    others = ["plain", *(name for name in names if name not in ours)]
+    turns = [(ours, arguments.rounds), (others, arguments.rounds_of_others)]
+    for tokens, (names, rounds) in itertools.product(arguments.tokens, turns):
+        if names == ["plain"]:
+            continue
+        settings = {
+            "machine": machine(arguments.device, arguments.dtype, packages),
+            "layers": arguments.layers,
+            "width": arguments.width,
+            "heads": arguments.heads,
+            "kv_heads": arguments.kv_heads,
+            "tokens": tokens,
+            "samples": max(1, arguments.call_tokens // tokens),
+            "variants": names,
+        }
+        prompts = [prompt(tokens, seed, model) for seed in range(settings["samples"])]
+        if results.rounds(settings) < rounds:
+            for name in names:  # warms up
+                runs[name](prompts[:1])
+        while (number := results.rounds(settings)) < rounds:
+            measured = {}
+            for name in in_turn(names, number):
+                with timed() as seconds:
+                    runs[name](prompts)
+                measured[name] = asdict(seconds)
+            results.add(settings, {name: measured[name] for name in names})
+        entry = next(entry for entry in results.entries if entry["settings"] == settings)
+        print(f"{tokens:,} tokens, {len(entry['rounds']['plain'])} rounds, {arguments.threads} threads")
+        for name in names:
+            on_clock, on_cpu = (quartiles(ratios(entry, name, clock)) for clock in ("wall", "cpu"))
+            print(
+                f"  {name:26s} {on_clock[1]:6.3f} x ({on_clock[0]:.3f} to {on_clock[2]:.3f}) on the clock, "
+                f"{on_cpu[1]:6.3f} x ({on_cpu[0]:.3f} to {on_cpu[2]:.3f}) of CPU time",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

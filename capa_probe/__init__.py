@@ -13,6 +13,7 @@ from capa_probe.errors import CapaProbeError
 
 if TYPE_CHECKING:
     from capa_probe import measures
+    from capa_probe.activation_cache import to_activation_cache
     from capa_probe.analysis import (
         classify_sinks,
         measure_sink_dims,
@@ -47,6 +48,7 @@ __all__ = [
     "role_stability",
     "sink_bimodality",
     "sink_summary",
+    "to_activation_cache",
 ]
 
 #: Public name -> the module that holds it; None where the name is itself a module.
@@ -66,6 +68,7 @@ _HOMES: dict[str, str | None] = {
     "role_stability": "analysis",
     "sink_bimodality": "analysis",
     "sink_summary": "analysis",
+    "to_activation_cache": "activation_cache",
 }
 
 

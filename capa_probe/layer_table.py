@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from capa_probe.schema import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, QUANTILES, STATISTICS
 
 
-def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:
+def summarise_layers(tokens: pa.Table) -> pa.Table:
     """Mean and quantiles of every measure over the tokens of each (sample, step, layer, kind).
 
     Args:
@@ -19,16 +18,16 @@ def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per group, in the order in which the groups first appear, with the columns of ``LAYER_SCHEMA``. NaN
-        is skipped; a group without a value gives NaN. Quantiles interpolate linearly, as ``numpy.quantile`` does.
+        and null are skipped; a group without a value gives null. Quantiles interpolate linearly, as
+        ``numpy.quantile`` does.
     """
-    if tokens.empty:
-        return LAYER_SCHEMA.empty_table().to_pandas()
-    keys = tokens[list(GROUP_COLUMNS)]
-    group = keys.groupby(list(GROUP_COLUMNS), sort=False, observed=True).ngroup().to_numpy()
+    if not len(tokens):
+        return LAYER_SCHEMA.empty_table()
+    group = _groups(tokens)
     sizes = np.bincount(group)
     by_group = np.argsort(group, kind="stable")
     starts = np.cumsum(sizes) - sizes
-    values = np.stack([tokens[name].to_numpy(np.float32) for name in MEASURES])
+    values = np.stack([tokens[name].to_numpy().astype(np.float32, copy=False) for name in MEASURES])
 
     statistics = np.full((len(MEASURES), len(STATISTICS), len(sizes)), np.nan, dtype=np.float32)
     # Groups of one size form a block, so that one sort serves all of them and every measure.
@@ -37,11 +36,23 @@ def summarise_layers(tokens: pd.DataFrame) -> pd.DataFrame:
         block = values[:, by_group[starts[same, None] + np.arange(size)]]  # (measure, group, token)
         statistics[:, :, same] = _statistics(block)
 
-    table = keys.iloc[by_group[starts]].reset_index(drop=True)
-    columns: dict[str, Any] = {"n_tokens": sizes.astype(np.int32)}
-    for measure, rows in zip(MEASURES, statistics, strict=True):
-        columns |= {f"{measure}_{stat}": row for stat, row in zip(STATISTICS, rows, strict=True)}
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+    keys = tokens.select(GROUP_COLUMNS).take(pa.array(by_group[starts]))
+    columns = [*(column.combine_chunks() for column in keys.columns), pa.array(sizes.astype(np.int32))]
+    columns += [pa.array(row, from_pandas=True) for rows in statistics for row in rows]
+    return pa.Table.from_arrays(columns, schema=LAYER_SCHEMA)
+
+
+def _groups(tokens: pa.Table) -> NDArray[np.intp]:
+    """The group of each row, numbered in the order of their first rows."""
+    key = np.zeros(len(tokens), dtype=np.int64)
+    for name in GROUP_COLUMNS:
+        column = tokens[name].combine_chunks()
+        if pa.types.is_string(column.type):
+            column = column.dictionary_encode().indices
+        numbers = column.to_numpy(zero_copy_only=False).astype(np.int64)
+        key = key * (int(numbers.max()) + 1) + numbers
+    group, _ = pd.factorize(key)  # hashes, where numpy.unique would sort
+    return group
 
 
 def _statistics(block: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -34,6 +34,7 @@ def attention_probabilities(
     scaling: float,
     allowed: Bool[Tensor, "batch #head query key"] | None = None,
     bias: Float[Tensor, "batch #head query key"] | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "batch head query key"]:
     """Softmax attention probabilities of a few query rows, in float32.
 
@@ -43,6 +44,7 @@ def attention_probabilities(
         scaling: factor on q·k, usually ``d_head ** -0.5``.
         allowed: True where a query may see a key; None means everywhere.
         bias: added to the scaled scores (an additive mask); None means zero.
+        causal: the queries are the tokens of the last keys, and each sees those up to its own.
 
     Returns:
         (batch, head, query, key), each row summing to 1, or all zero where a query sees no key at all
@@ -51,12 +53,20 @@ def attention_probabilities(
     batch, heads, queries, d_head = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     grouped = query.float().reshape(batch, kv_heads, -1, d_head)
-    scores = (grouped @ key.float().transpose(-1, -2)).reshape(batch, heads, queries, keys) * scaling
+    # The factor goes to the queries, which are few.
+    scores = ((grouped * scaling) @ key.float().transpose(-1, -2)).reshape(batch, heads, queries, keys)
     if bias is not None:
         scores = scores + bias.float()
-    if allowed is None:
+    hidden = None if allowed is None else ~allowed
+    if causal:
+        later = torch.ones(queries, queries, dtype=torch.bool, device=scores.device).triu(1)
+        if hidden is None:  # each query sees a key: no row is empty
+            scores[..., keys - queries :].masked_fill_(later, -math.inf)
+        else:
+            hidden[..., keys - queries :] |= later
+    if hidden is None:
         return scores.softmax(dim=-1)
-    return scores.masked_fill(~allowed, -math.inf).softmax(dim=-1).masked_fill(~allowed, 0.0)
+    return scores.masked_fill_(hidden, -math.inf).softmax(dim=-1).masked_fill(hidden, 0.0)
 
 
 def weighted_values(
@@ -68,8 +78,9 @@ def weighted_values(
     Each row is what key ``i`` adds to the attention output of one query token, before the output projection.
     """
     batch, kv_heads, keys, d_head = values.shape
-    grouped = attention.float().reshape(batch, kv_heads, -1, keys)
-    return torch.einsum("bgrk,bgkd->bkgrd", grouped, values.float()).reshape(batch, keys, -1)
+    # Both in the order of the result, which einsum would copy into it.
+    weights = attention.float().transpose(1, 2).contiguous().reshape(batch, keys, kv_heads, -1, 1)
+    return (weights * values.float().transpose(1, 2).unsqueeze(3)).reshape(batch, keys, -1)
 
 
 def attention_contribution(
@@ -144,7 +155,8 @@ def removal_effect(
 
 def value_norms(values: Float[Tensor, "batch kv_head key d_head"]) -> Float[Tensor, "batch key"]:
     """L2 norm of each key's value vector, mean over KV heads: (batch, key), float32."""
-    return values.float().norm(dim=-1).mean(dim=1)
+    # Key by key, as the value projection lays them out.
+    return values.float().transpose(1, 2).norm(dim=-1).mean(dim=2)
 
 
 def sink_strength(
@@ -169,13 +181,14 @@ def sink_strength(
         is NaN with index -1.
     """
     x = x.float()
-    normed = (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).abs()
+    scale = torch.rsqrt(x.norm(dim=-1, keepdim=True).square() / x.shape[-1] + eps)
     if dims is None:
-        strength, index = normed.topk(min(top, x.shape[-1]), dim=-1)
+        largest, index = x.abs().topk(min(top, x.shape[-1]), dim=-1)
     else:
         chosen = torch.as_tensor(sorted(set(dims)), device=x.device, dtype=torch.long)
-        strength, index = normed[..., chosen].topk(min(top, len(chosen)), dim=-1)
+        largest, index = x[..., chosen].abs().topk(min(top, len(chosen)), dim=-1)
         index = chosen[index]
+    strength = largest * scale
     missing = top - strength.shape[-1]
     return F.pad(strength, (0, missing), value=math.nan), F.pad(index, (0, missing), value=-1)
 
@@ -193,7 +206,11 @@ def io_cosine(
         (...) cosines in float32; 1 means that the block changes at most the length.
     """
     x = x.float()
-    return F.cosine_similarity(x, x + update.float(), dim=-1)
+    y = x + update.float()
+    # As F.cosine_similarity, which makes four tensors of this size: touching new memory takes longer than the sums.
+    lengths = x.norm(dim=-1).clamp(min=1e-8) * y.norm(dim=-1).clamp(min=1e-8)
+    products = x * y if y.requires_grad else y.mul_(x)
+    return products.sum(dim=-1) / lengths
 
 
 def hadamard_alpha(

@@ -142,7 +142,7 @@ def _measure(
         for ids, inputs in batches:
             with memory_errors(_what(ids, inputs)):
                 spans = lvlm.spans(inputs)
-                recorder = Recorder(lvlm, probes, spans, dims)
+                recorder = Recorder(lvlm, probes, spans, dims, settings["steps"])
                 n_steps, nan_steps = run(lvlm, inputs, spans, recorder, settings["steps"])
                 table = token_table(ids, spans, recorder, n_steps)
             check_logits(ids, nan_steps)

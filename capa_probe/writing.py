@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from capa_probe.errors import CapaProbeError
@@ -81,7 +82,9 @@ class ProfileWriter:
                 )
             begin(out, {}, overwrite=True)
 
-    def add(self, tokens: pd.DataFrame, rows: str = "all", progress: Mapping[str, Any] | None = None) -> None:
+    def add(
+        self, tokens: pa.Table | pd.DataFrame, rows: str = "all", progress: Mapping[str, Any] | None = None
+    ) -> None:
         """Take the rows of one batch: every token of every sample in it.
 
         Args:
@@ -97,12 +100,16 @@ class ProfileWriter:
             raise CapaProbeError(
                 f'rows={rows!r} was given{before}; give "all", "visual" or "none", the same for every batch.'
             )
-        missing = [name for name in TOKEN_SCHEMA.names if name not in tokens.columns]
+        missing = [name for name in TOKEN_SCHEMA.names if name not in _names(tokens)]
         if missing:
             raise CapaProbeError(
                 f"The token rows lack the columns {', '.join(missing)}; give all of TOKEN_SCHEMA."
             )
-        samples = {str(sample) for sample in tokens["sample"].unique()}
+        if isinstance(tokens, pd.DataFrame):
+            tokens = pa.Table.from_pandas(
+                tokens[TOKEN_SCHEMA.names], schema=TOKEN_SCHEMA, preserve_index=False
+            ).replace_schema_metadata()
+        samples = {str(sample) for sample in tokens["sample"].unique().to_pylist()}
         if samples & self._seen:
             raise CapaProbeError(
                 f"Rows of sample {min(samples & self._seen)!r} were added twice; add each sample once, as a whole."
@@ -110,9 +117,11 @@ class ProfileWriter:
         self._seen |= samples
         self._rows, self._latest = rows, progress
 
-        kept = {"all": tokens, "visual": tokens[tokens["kind"] == "visual"], "none": tokens.iloc[:0]}[rows]
-        self._waiting.append(_to_arrow(kept, TOKEN_SCHEMA))
-        self._summaries.append(_to_arrow(summarise_layers(tokens), LAYER_SCHEMA))
+        if rows == "visual":
+            self._waiting.append(tokens.filter(pc.field("kind") == "visual"))
+        else:
+            self._waiting.append(tokens if rows == "all" else tokens.slice(0, 0))
+        self._summaries.append(summarise_layers(tokens))
         self._n_waiting += len(tokens)
         if self._n_waiting >= self._rows_per_part:
             self._flush()
@@ -219,10 +228,8 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
-def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(
-        table[schema.names], schema=schema, preserve_index=False
-    ).replace_schema_metadata()
+def _names(tokens: pa.Table | pd.DataFrame) -> list[str]:
+    return list(tokens.columns) if isinstance(tokens, pd.DataFrame) else list(tokens.column_names)
 
 
 def _layout(schema: pa.Schema) -> dict[str, Any]:

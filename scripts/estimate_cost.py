@@ -40,8 +40,8 @@ TEXT_TOKENS = 64
 BYTES = 2
 #: An A100's dense bfloat16 peak (data sheet) and the share of it that a prefill is assumed to reach.
 PEAK_FLOPS, UTILISATION = 312e12, 0.40
-#: Time of a forward with the default probes over one without: benchmarks/probe_overhead.py, on a CPU at width 1024.
-PROBED_OVER_PLAIN = 1.13
+#: Time of a forward with the default probes over one without: benchmarks/probe_7b.py, LLaVA-1.5-7B on a CPU.
+PROBED_OVER_PLAIN = 1.09
 #: Parquet bytes of a token row, and microseconds on one CPU core to make and write it: a profile of the demo model with
 #: one question per image. With more, rows of visual tokens before the question come again, and compress away.
 BYTES_PER_ROW, MICROSECONDS_PER_ROW = 45, 3
@@ -50,7 +50,7 @@ BYTES_PER_LAYER_ROW = 180
 #: Largest memory in use at once inside a decoder layer, in numbers per token: this many times d_mlp and d_model ...
 FORWARD_MLP, FORWARD_MODEL = 3, 6
 #: ... and what the default probes add to it, in bytes per token and dimension of the residual stream.
-PROBE_BYTES = 20
+PROBE_BYTES = 8
 #: Bytes per token and layer of the columns, held on the device until the prompt is done: 14 numbers, 4 indices.
 COLUMN_BYTES = 14 * 4 + 4 * 8
 

@@ -6,13 +6,16 @@ They take nested lists (``tensor.tolist()``) and know of no broadcasting, no GQA
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import Any
 
 Nested = Any  # lists of lists of floats
 
 
 def dot(a: list[float], b: list[float]) -> float:
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+    if len(a) != len(b):
+        raise ValueError(f"vectors of {len(a)} and {len(b)} numbers")
+    return math.fsum(map(mul, a, b))
 
 
 def norm(a: list[float]) -> float:
@@ -78,9 +81,7 @@ def removal_effect(attention: Nested, values: Nested, w_o: Nested) -> Nested:
 
     def output(weights: list[float], own: Nested) -> list[float]:
         total = math.fsum(weights)
-        return [
-            math.fsum(w * v[d] for w, v in zip(weights, own, strict=True)) / total for d in range(len(own[0]))
-        ]
+        return [dot(weights, coordinate) / total for coordinate in zip(*own, strict=True)]
 
     result: Nested = []
     for sample, own in zip(attention, values, strict=True):

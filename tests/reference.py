@@ -1,13 +1,19 @@
-"""Every column of the token table, recomputed with plain loops from an eager forward and module hooks."""
+"""The columns of prefill from an eager forward and plain module hooks, whatever the decoder is made of.
+
+``tests/oracles/loops.py`` works the same activations out from hidden states and weights, for the families of
+``tests/tiny.py``, and follows decode steps.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from tests import tiny
+from tests.oracles.columns import Layer, Row, measured
 
 
 def activations(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Any, list[dict[str, Tensor]]]:
@@ -35,69 +41,32 @@ def activations(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Any,
     return out, seen
 
 
-def prefill_columns(
-    model: PreTrainedModel,
-    inputs: dict[str, Tensor],
-    sample: int,
-    layer: int,
-    query: int,
-    text_queries: list[int],
-) -> dict[int, dict[str, float]]:
-    """Column values of every non-padding position of one sample and layer, by padded position."""
+def prefill(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Row]:
+    """Rows of the token table at prefill, in its order: sample, layer, position and every measured column.
+
+    Args:
+        model: on the eager backend.
+        inputs: a batch, padded on either side.
+    """
     out, seen = activations(model, inputs)
     config = model.config.get_text_config()
-    n_heads, n_kv = config.num_attention_heads, config.num_key_value_heads
-    d_head = config.hidden_size // n_heads
-    attention = out.attentions[layer][sample].double()
-    pre = out.hidden_states[layer][sample].double()
-    acts = {name: x[sample].double() for name, x in seen[layer].items()}
-    values = acts["v"].view(-1, n_kv, d_head)
-    w_o = model.model.language_model.layers[layer].self_attn.o_proj.weight.detach().double()
-    positions = inputs["attention_mask"][sample].nonzero().flatten().tolist()
-
-    def through_w_o(per_head: list[Tensor]) -> Tensor:
-        total = torch.zeros(config.hidden_size, dtype=torch.float64)
-        for h, vector in enumerate(per_head):
-            total += w_o[:, h * d_head : (h + 1) * d_head] @ vector
-        return total
-
-    table: dict[int, dict[str, float]] = {}
-    for i in positions:
-        v = [values[i, h * n_kv // n_heads] for h in range(n_heads)]
-        without = []
-        for h in range(n_heads):
-            kv = h * n_kv // n_heads
-            full = sum(attention[h, query, j] * values[j, kv] for j in positions)
-            rest = sum(attention[h, query, j] for j in positions if j != i)
-            reduced = sum(attention[h, query, j] * values[j, kv] for j in positions if j != i) / rest
-            without.append(reduced - full)
-        mid = pre[i] + acts["attn_out"][i]
-        rms = math.sqrt(float((pre[i] ** 2).mean()) + config.rms_norm_eps)
-        strengths = sorted(((abs(float(x)) / rms, d) for d, x in enumerate(pre[i])), reverse=True)
-
-        def cosine(a: Tensor, b: Tensor) -> float:
-            return float(a @ b / (a.norm() * b.norm()))
-
-        row = {
-            "attention": sum(float(attention[h, query, i]) for h in range(n_heads)) / n_heads,
-            "attention_text": math.nan,
-            "contribution": float(
-                through_w_o([attention[h, query, i] * v[h] for h in range(n_heads)]).norm()
-            ),
-            "removal_effect": float(through_w_o(without).norm()),
-            "value_norm": sum(float(values[i, g].norm()) for g in range(n_kv)) / n_kv,
-            "resid_pre_norm": float(pre[i].norm()),
-            "resid_mid_norm": float(mid.norm()),
-            "attn_update_norm": float(acts["attn_out"][i].norm()),
-            "ffn_update_norm": float(acts["mlp_out"][i].norm()),
-            "attn_cosine": cosine(pre[i], mid),
-            "ffn_cosine": cosine(mid, mid + acts["mlp_out"][i]),
-        }
-        if text_queries:
-            received = [float(attention[h, q, i]) for h in range(n_heads) for q in text_queries]
-            row["attention_text"] = sum(received) / len(received)
-        for rank, (strength, dim) in enumerate(strengths[:4], start=1):
-            suffix = "" if rank == 1 else f"_{rank}"
-            row[f"sink_strength{suffix}"], row[f"sink_dim{suffix}"] = strength, dim
-        table[i] = row
-    return table
+    rows: list[Row] = []
+    for sample, mask in enumerate(inputs["attention_mask"].bool()):
+        visual = (inputs["input_ids"][sample, mask] == tiny.IMAGE).nonzero().flatten().tolist()
+        text = range(visual[-1] + 1, int(mask.sum())) if visual else ()
+        for index, module in enumerate(model.model.language_model.layers):
+            w_o = module.self_attn.o_proj.weight.detach()
+            d_head = w_o.shape[1] // config.num_attention_heads
+            own = {name: x[sample, mask].double() for name, x in seen[index].items()}
+            layer = Layer(
+                attention=out.attentions[index][sample][:, mask][..., mask].double().tolist(),
+                values=own["v"].unflatten(-1, (-1, d_head)).transpose(0, 1).tolist(),
+                pre=out.hidden_states[index][sample, mask].double().tolist(),
+                attn_out=own["attn_out"].tolist(),
+                mlp_out=own["mlp_out"].tolist(),
+                w_o=w_o.double().tolist(),
+            )
+            found = measured(layer, config.rms_norm_eps, text)
+            where = {"sample": str(sample), "layer": index}
+            rows += [where | {"position": i} | row for i, row in enumerate(found)]
+    return rows

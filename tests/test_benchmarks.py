@@ -1,4 +1,4 @@
-"""The speed benchmark runs, measures what it says, and its tables in the docs are those of its results."""
+"""The benchmarks run, measure what they say, and their tables in the docs are those of their results."""
 
 from __future__ import annotations
 

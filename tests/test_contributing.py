@@ -31,8 +31,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the examples added at the places that the guide names."""
     copy = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "capa_probe", copy / "capa_probe", ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "tests").mkdir()
-    for name in ("pyproject.toml", "tests/conftest.py", "tests/tiny.py", "tests/reference.py"):
+    (copy / "tests" / "oracles").mkdir(parents=True)
+    helpers = ("conftest", "tiny", "naive", "reference", "oracles/columns", "oracles/compare")
+    for name in ("pyproject.toml", *(f"tests/{helper}.py" for helper in helpers)):
         shutil.copy(ROOT / name, copy / name)
     for title, text in EXAMPLES.items():
         file, _, place = title.partition(": ")

@@ -185,4 +185,4 @@ class TestCostOf7B:
         added = estimate.probe_bytes(d_model, n_layers, tokens)
         assert 0.95 * (probed.peak - plain.peak) < added  # an upper bound ...
         if ratio < 3:
-            assert added < 1.5 * (probed.peak - plain.peak)  # ... and no wild one
+            assert added < 1.25 * (probed.peak - plain.peak)  # ... and no wild one

@@ -65,7 +65,12 @@ def test_attention_probabilities(data: st.DataObject) -> None:
         allowed = torch.rand(batch, mask_heads, queries, keys, generator=generator) < 0.6
     if data.draw(st.booleans()):
         bias = torch.randn(batch, mask_heads, queries, keys, generator=generator).to(dtype)
-    found = measures.attention_probabilities(query, key, 0.4, allowed, bias)
+    causal = queries <= keys and data.draw(st.booleans())
+    found = measures.attention_probabilities(query, key, 0.4, allowed, bias, causal)
+    if causal:
+        places = torch.arange(keys - queries, keys)
+        seen = torch.arange(keys) <= places[:, None]
+        allowed = seen.expand(batch, mask_heads, -1, -1) if allowed is None else allowed & seen
     lists = [None if x is None else x.tolist() for x in (allowed, bias)]
     wanted = torch.tensor(
         naive.attention_probabilities(query.tolist(), key.tolist(), 0.4, *lists), dtype=torch.float64

@@ -1,6 +1,6 @@
 """``cp.profile`` from end to end: samples and tensors in, tables out, and what it says when something is wrong.
 
-That the numbers are right is tested in ``test_columns.py``.
+That the numbers are right is tested in ``tests/oracles``, that nothing stays on the model in ``tests/invariances``.
 """
 
 from __future__ import annotations
@@ -449,42 +449,6 @@ def test_nan_logits_are_refused_where_they_choose_tokens() -> None:
 
 
 # -- what is left behind
-
-
-def state(lvlm: cp.HookedLVLM) -> list[Any]:
-    """Hooks on every module and the attention settings of every sub-config."""
-    modules = [*lvlm.model.modules()]
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in modules]
-    configs = [m.config._attn_implementation for m in modules if hasattr(m, "config")]
-    points = [len(point.fwd_hooks) for point in lvlm.hook_dict.values()]
-    return [hooks, configs, points, lvlm.model.training, lvlm.model.generation_config.to_dict()]
-
-
-@FAMILIES
-@pytest.mark.parametrize("steps", [0, 2])
-def test_nothing_is_left_on_the_model(family: str, steps: int) -> None:
-    lvlm = cp.HookedLVLM(tiny.build(family), processors.shared(family))
-    inputs = lvlm.prepare(processors.image(20, 40), "what is it?")
-    with torch.no_grad():
-        logits = lvlm(**inputs).logits
-    before = state(lvlm)  # after a forward: transformers leaves hooks of its own on vision towers
-    run(lvlm, samples_of(2), steps=steps)
-    assert state(lvlm) == before
-    calls = []
-
-    def fail_later(module: Any, args: Any, output: Any) -> None:
-        calls.append(module)
-        if len(calls) > 1 + steps:
-            raise RuntimeError("in the middle")
-
-    handle = lvlm.family.layers(lvlm.model)[1].mlp.register_forward_hook(fail_later)
-    with pytest.raises(RuntimeError, match="in the middle"):
-        run(lvlm, samples_of(2), steps=steps)
-    assert len(calls) == 2 + steps
-    handle.remove()
-    assert state(lvlm) == before
-    with torch.no_grad():
-        assert torch.equal(lvlm(**inputs).logits, logits)
 
 
 def test_a_user_s_hook_stays_and_is_seen_by_the_profile() -> None:

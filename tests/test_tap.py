@@ -203,6 +203,7 @@ def test_observers_see_every_call_after_all_edits(family: str, attn: str) -> Non
     assert [call.layer for call in calls[2:]] == [0, 1, 2, 3]
     lvlm(**inputs)
     assert len(calls) == 6
+    lvlm.reset_hooks()
 
 
 def test_edits_of_two_wrappers_both_count() -> None:

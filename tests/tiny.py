@@ -55,7 +55,7 @@ def build(family: str, seed: int = 0, attn: str = "sdpa", **text: Any) -> PreTra
         cls: Any = LlavaForConditionalGeneration
     elif family == "qwen2_5_vl":
         config = Qwen2_5_VLConfig(
-            text_config={**sizes, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+            text_config={"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}, **sizes},
             vision_config={
                 "depth": 2,
                 "hidden_size": 16,

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.cache import HookedCache
+from capa_probe.lvlm.checks import check_layout, refuse_compiled
 from capa_probe.lvlm.families import Family, family_of
-from capa_probe.lvlm.inputs import LVLMInputs, find_spans, prepare
+from capa_probe.lvlm.inputs import LVLMInputs, find_spans, input_device, prepare
 from capa_probe.lvlm.loading import load
 from capa_probe.lvlm.points import Block, LazyHookPoint, at_input
 from capa_probe.lvlm.spans import TokenSpans
@@ -52,11 +54,13 @@ class HookedLVLM(Wrapper):
         processor: the model's processor; needed only for :meth:`prepare`.
 
     Raises:
-        CapaProbeError: the model's family or attention backend is not supported.
+        CapaProbeError: the model's family, attention backend or layer layout is not supported, or it is compiled.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any = None) -> None:
         super().__init__()
+        if isinstance(model, nn.Module):
+            refuse_compiled(model)
         if not isinstance(model, PreTrainedModel):
             raise CapaProbeError(
                 f"An object of type {type(model).__name__} was given; give a transformers model, or a name or path to "
@@ -70,6 +74,7 @@ class HookedLVLM(Wrapper):
             )
         text_model = family.text_model(model)
         check_backend(text_model)
+        check_layout(family.layers(model))
         self.wrap(model)
         self.processor = processor
         self.family: Family = family
@@ -109,7 +114,7 @@ class HookedLVLM(Wrapper):
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.model.device
+        return input_device(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -187,8 +192,9 @@ class HookedLVLM(Wrapper):
         forward.
 
         Raises:
-            CapaProbeError: a name that does not exist, or a filter that matches none.
+            CapaProbeError: a name that does not exist, a filter that matches none, or a model compiled in the meantime.
         """
+        refuse_compiled(self.model)
         fwd, bwd = list(fwd_hooks), list(bwd_hooks)
         for name, _ in bwd:
             self._matching(name)
@@ -202,13 +208,14 @@ class HookedLVLM(Wrapper):
 
     def run_with_cache(
         self, *args: Any, names_filter: NameFilter | Sequence[str] | None = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Any, HookedCache]:
         """One forward, and the activations of the hook points that ``names_filter`` names (all of them if None).
 
         With no filter every attention pattern is computed and kept, as in TransformerLens: name what you need.
 
         Returns:
-            The model's output, and a dict from hook name to tensor.
+            The model's output, and a dict from hook name to tensor, of which :func:`cp.to_activation_cache` makes one
+            of TransformerLens.
 
         Raises:
             CapaProbeError: a name that does not exist, or a filter that matches none.
@@ -227,12 +234,13 @@ class HookedLVLM(Wrapper):
                 self._matching(name)
             wanted = names.__contains__
         out, cache = super().run_with_cache(*args, names_filter=wanted, **kwargs)
-        return out, cache
+        return out, HookedCache(cache, self, not kwargs.get("remove_batch_dim"))
 
     def add_hook(
         self, name: NameFilter, hook: Callable[..., Tensor | None], *args: Any, **kwargs: Any
     ) -> None:
         """Add a hook that stays until ``reset_hooks()``; prefer :meth:`hooks`."""
+        refuse_compiled(self.model)
         self._matching(name)
         super().add_hook(name, hook, *args, **kwargs)
 
@@ -244,7 +252,11 @@ class HookedLVLM(Wrapper):
 
         The call holds q, k, v and the mask as the backend sees them, and computes chosen rows of the attention
         pattern on demand; nothing of size query x key is made.
+
+        Raises:
+            CapaProbeError: the model was compiled in the meantime.
         """
+        refuse_compiled(self.model)
         with ExitStack() as stack:
             for layer in range(self.n_layers) if layers is None else layers:
                 stack.callback(self._block(layer).observe(observer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedModel
 
@@ -63,9 +64,20 @@ def prepare(
         raise CapaProbeError(
             f"{type(processor).__name__} refused the images, prompts or options: {str(error).splitlines()[0]}"
         ) from error
-    inputs = LVLMInputs(dict(batch)).to(model.device, dtype=model.dtype)
+    inputs = LVLMInputs(dict(batch)).to(input_device(model), dtype=model.dtype)
     inputs.tilings = family.tilings(processor, [image.size[::-1] for image in flat], options)
     return inputs
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs go: its own device or, where all weights are offloaded, the one they are brought to."""
+    device: torch.device = model.device
+    if device.type == "meta":
+        for module in model.modules():
+            brought_to = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if brought_to is not None:
+                return torch.device(brought_to)
+    return device
 
 
 def apply_template(processor: Any, family: Family, question: str, n_images: int) -> str:

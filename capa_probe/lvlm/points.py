@@ -37,7 +37,7 @@ class LazyHookPoint(HookPoint):
         if self._detach is None:
             try:
                 self._detach = self._attach(self)
-            except CapaProbeError:
+            except BaseException:
                 super().remove_hooks("both", including_permanent=True)
                 raise
         return handle

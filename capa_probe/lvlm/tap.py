@@ -27,6 +27,8 @@ from capa_probe.measures import attention_probabilities
 #: What the tap can stand for, and the name under which it is registered.
 TAP_NAMES = {"sdpa": "capa_probe_sdpa", "eager": "capa_probe_eager"}
 _STOCK_NAMES = {tap: stock for stock, tap in TAP_NAMES.items()}
+#: Arguments of attention functions that change its probabilities: soft-capping, learned sink logits, position biases.
+_MORE_THAN_SOFTMAX = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,18 @@ class AttentionCall:
 
     def probabilities(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Attention probabilities of the query rows [start, stop): (batch, head, query, key), float32."""
+        n = self.query.shape[2]
+        start, stop, _ = slice(start, stop).indices(n)
         if self.pattern is not None:
             return self.pattern[:, :, start:stop].float()
-        queries = torch.arange(self.query.shape[2], device=self.query.device)[start:stop]
-        allowed, bias = self._mask_rows(queries.expand(self.query.shape[0], -1))
-        return attention_probabilities(self.query[:, :, start:stop], self.key, self.scaling, allowed, bias)
+        query = self.query[:, :, start:stop]
+        if self.mask is None and self.causal and n > 1:  # upper-left aligned, as SDPA's is_causal
+            rows = attention_probabilities(query, self.key[:, :, :stop], self.scaling, causal=True)
+            return F.pad(rows, (0, self.key.shape[2] - stop)) if stop < self.key.shape[2] else rows
+        allowed, bias = self._mask_rows(
+            torch.arange(n, device=query.device)[start:stop].expand(len(query), -1)
+        )
+        return attention_probabilities(query, self.key, self.scaling, allowed, bias)
 
     def row(self, index: Tensor) -> Tensor:
         """Attention probabilities of one query per sample, at ``index`` (batch,): (batch, head, key), float32."""
@@ -80,15 +89,23 @@ class AttentionCall:
 
         Runs the module's ``forward`` and not the module, so that hooks on it do not see this side computation.
         """
-        weight, bias = self.o_proj.weight, getattr(self.o_proj, "bias", None)
-        if (
-            isinstance(self.o_proj, nn.Linear)
-            and weight.device == x.device
-            and weight.dtype.is_floating_point
-        ):
-            return F.linear(x.to(weight.dtype), weight)  # type: ignore[arg-type]
-        out: Tensor = self.o_proj.forward(x.to(self.query.dtype))
-        return out if bias is None else out - bias
+        weight = self.projection_weight()
+        if weight is not None:
+            return F.linear(x.to(weight.dtype), weight)
+        x, bias = x.to(self.query.dtype), getattr(self.o_proj, "bias", None)
+        out: Tensor = self.o_proj.forward(x)
+        if bias is None:
+            return out
+        if bias.device != out.device:  # offloaded
+            bias = self.o_proj.forward(x.new_zeros(x.shape[-1]))
+        return out - bias
+
+    def projection_weight(self) -> Tensor | None:
+        """(d_model, head * d_head) of the output projection; None where it is no plain matrix at hand."""
+        weight = self.o_proj.weight
+        if not (isinstance(self.o_proj, nn.Linear) and isinstance(weight, Tensor)):
+            return None  # quantized
+        return weight if weight.device == self.value.device and weight.dtype.is_floating_point else None
 
     def _mask_rows(self, queries: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """For query indices (batch, query): what each may see (bool) and what is added to its scores."""
@@ -134,6 +151,12 @@ def _tapped(stock_of: Callable[[nn.Module], Callable[..., Any]]) -> Callable[...
         listeners = _LISTENERS.get(module)
         if not listeners:
             return stock(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        for name in _MORE_THAN_SOFTMAX:
+            if kwargs.get(name) is not None:
+                raise CapaProbeError(
+                    f"{type(module).__name__} passes {name} to its attention, which the probabilities computed beside "
+                    "it would lack; give a model with plain softmax attention."
+                )
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = kwargs.get("is_causal")
         if causal is None:

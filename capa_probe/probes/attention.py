@@ -11,7 +11,7 @@ from capa_probe.lvlm.tap import AttentionCall
 from capa_probe.probes.base import AttentionProbe, StepContext
 
 #: Query rows computed at a time for the mean over text queries; bounds memory at batch x head x this x key.
-QUERY_CHUNK = 64
+QUERY_CHUNK = 32
 
 
 class Attention(AttentionProbe):
@@ -45,7 +45,8 @@ def mean_over_queries(call: AttentionCall, queries: Tensor) -> Tensor:
     if len(wanted):
         for start in range(int(wanted[0]), int(wanted[-1]) + 1, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, int(wanted[-1]) + 1)
-            heads = call.probabilities(start, stop).mean(dim=1)
-            total += (heads * queries[:, start:stop, None]).sum(dim=1)
+            rows = call.probabilities(start, stop)  # batch head query key
+            weights = queries[:, None, start:stop].float().expand(-1, rows.shape[1], -1) / rows.shape[1]
+            total += (weights.flatten(1).unsqueeze(1) @ rows.flatten(1, 2)).squeeze(1)
     count = queries.sum(dim=1, keepdim=True)
     return torch.where(count > 0, total / count.clamp(min=1), math.nan)

@@ -7,9 +7,9 @@ write a subclass in a file of its own and name it in ``capa_probe.schema.PROBE_C
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -28,6 +28,8 @@ class StepContext:
         spans: kinds of the prompt's positions.
         norm_eps: epsilon of the model's RMSNorm.
         sink_dims: dimensions that sink strength is restricted to; None for all.
+        memory: where a probe may keep tensors of a batch from one decode step to the next; None where too few steps
+            follow for that to pay, or where the cache changes what it holds of earlier tokens.
     """
 
     step: int
@@ -35,6 +37,7 @@ class StepContext:
     spans: TokenSpans
     norm_eps: float
     sink_dims: tuple[int, ...] | None = None
+    memory: dict[Hashable, Any] | None = None
 
 
 class Probe(ABC):
@@ -53,6 +56,10 @@ class Probe(ABC):
 class AttentionProbe(Probe):
     """Reads one attention call per layer and fills a value for every key."""
 
+    #: What a key is given at a decode step whose sliding window has passed it, so that the cache no longer holds it:
+    #: a number, or None for its value at the step before.
+    passed: ClassVar[float | None] = 0.0
+
     @abstractmethod
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
         """Columns of one layer.
@@ -66,9 +73,20 @@ class AttentionProbe(Probe):
             Column name to (batch, key), NaN where the column does not apply.
         """
 
+    def finish(self, context: StepContext) -> None:
+        """Called after the last forward of a batch: fill, in place, columns that ``measure`` returned too early.
+
+        A column of fewer keys than the prompt and the tokens so far have, since a sliding window's cache has dropped
+        some, is copied when it is returned, and has to be filled by then.
+        """
+        return
+
 
 class ResidualProbe(Probe):
-    """Reads activations along the residual stream and fills a value for every query of this forward."""
+    """Reads activations along the residual stream and fills a value for every query.
+
+    The tokens of several decode steps come as the queries of one call.
+    """
 
     #: Hook points of a layer that it needs, such as ``"hook_resid_mid"``.
     points: ClassVar[tuple[str, ...]]
@@ -79,7 +97,7 @@ class ResidualProbe(Probe):
 
         Args:
             activations: each of ``points`` to (batch, query, d_model).
-            context: step, query and spans.
+            context: step (the last of those that come together), query and spans.
 
         Returns:
             Column name to (batch, query).

@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM, TokenSpans
-from capa_probe.probes.recorder import Recorder
+from capa_probe.probes.recorder import Recorder, not_one_forward_per_step
 
 
 def run(
@@ -39,11 +39,14 @@ def run(
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         plain = {"return_dict_in_generate": False, "num_return_sequences": 1}
         config.update(**greedy, **plain, max_length=None, max_new_tokens=steps + 1, use_cache=True)
+        config.disable_compile = True  # a compiled forward would keep these hooks, or run without them
         watch = _NaNWatch()
         processors = LogitsProcessorList([watch])
         generated: Tensor = lvlm.model.generate(
             **inputs, generation_config=config, logits_processor=processors
         )[:, length:]
+    if len(recorder.steps) != generated.shape[1]:
+        raise not_one_forward_per_step()
     stops = config.eos_token_id
     stop_ids = torch.as_tensor([] if stops is None else stops, device=generated.device).reshape(-1)
     running = (~torch.isin(generated, stop_ids)).int().cumprod(dim=1).sum(dim=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from capa_probe.errors import CapaProbeError
@@ -17,11 +17,13 @@ from capa_probe.schema import TOKEN_SCHEMA
 
 #: Say where a row is; the columns after them are measured.
 PLACE_COLUMNS = ("sample", "step", "layer", "position", "kind", "image", "tile", "row", "col")
+#: The values of ``kind``; chunks hold indices into them.
+_KINDS = ("text", "visual")
 
 
 def token_table(
     ids: Sequence[str], spans: TokenSpans, recorder: Recorder, n_steps: Sequence[int] | None = None
-) -> pd.DataFrame:
+) -> pa.Table:
     """Rows of the token table for one batch, ordered by sample, step, layer, position.
 
     Args:
@@ -35,8 +37,9 @@ def token_table(
     """
     decoded = [0] * len(ids) if n_steps is None else list(n_steps)
     places = {name: values.numpy() for name, values in spans.places().items()}
-    places["kind"] = np.where(spans.visual.cpu().numpy(), "visual", "text")
+    places["kind"] = spans.visual.cpu().numpy()  # indices into _KINDS
     is_token = ~spans.padding.cpu().numpy()
+    key_columns = _key_columns()
     may_be_nan = {name for probe in PROBES.values() for name in probe.may_be_nan}
     measured = [name for name in TOKEN_SCHEMA.names if name not in PLACE_COLUMNS]
     chunks: dict[tuple[int, int], dict[str, NDArray[Any]]] = {}
@@ -46,19 +49,29 @@ def token_table(
         for sample, sample_id in enumerate(ids):
             if step <= decoded[sample]:
                 at = np.flatnonzero(is_token[sample])
-                chunk = _place(sample_id, sample, step, at, places, recorder.lvlm.n_layers)
+                chunk = _place(sample, step, at, places, recorder.lvlm.n_layers)
                 checked: dict[str, NDArray[Any]] = {}
                 for name, array in arrays.items():
-                    values = _values(name, array, sample, step, at, is_token.shape[1], recorder.lvlm.n_layers)
+                    is_key = name in key_columns
+                    values = _values(
+                        name, array, sample, step, at, is_token.shape[1], recorder.lvlm.n_layers, is_key
+                    )
                     chunk[name] = values.ravel()
                     if array is not None and name not in may_be_nan:
-                        checked[name] = values
+                        checked[name] = values if step == 0 or is_key else values[:, -1:]
                 _check_finite(checked, step, sample_id)
                 chunks[sample, step] = chunk
     ordered = [chunks[key] for key in sorted(chunks)]
-    return pd.DataFrame(
-        {name: np.concatenate([chunk[name] for chunk in ordered]) for name in TOKEN_SCHEMA.names}
-    )
+    named = {"sample": list(ids), "kind": list(_KINDS)}
+    arrow = []
+    for field in TOKEN_SCHEMA:
+        whole = np.concatenate([chunk[field.name] for chunk in ordered])
+        if field.name in named:
+            words = pa.array(named[field.name], pa.string())
+            arrow.append(pa.DictionaryArray.from_arrays(pa.array(whole), words).cast(pa.string()))
+        else:
+            arrow.append(pa.array(whole, field.type, from_pandas=True))  # NaN becomes null
+    return pa.Table.from_arrays(arrow, schema=TOKEN_SCHEMA)
 
 
 def _key_columns() -> set[str]:
@@ -69,20 +82,20 @@ def _key_columns() -> set[str]:
 
 
 def _place(
-    sample_id: str, sample: int, step: int, at: NDArray[Any], places: dict[str, NDArray[Any]], n_layers: int
+    sample: int, step: int, at: NDArray[Any], places: dict[str, NDArray[Any]], n_layers: int
 ) -> dict[str, NDArray[Any]]:
     """The columns that say where the rows of one sample and step are: layer by layer, position by position."""
     n = len(at) + step
     chunk: dict[str, NDArray[Any]] = {
-        "sample": np.full(n_layers * n, sample_id, dtype=object),
+        "sample": np.full(n_layers * n, sample, dtype=np.int32),
         "step": np.full(n_layers * n, step, dtype=np.int32),
         "layer": np.repeat(np.arange(n_layers, dtype=np.int32), n),
         "position": np.tile(np.arange(n, dtype=np.int32), n_layers),
     }
     for name, values in places.items():
-        generated = np.full(step, "text" if name == "kind" else -1)
+        generated = np.full(step, 0 if name == "kind" else -1)
         per_layer = np.concatenate([values[sample, at], generated])
-        chunk[name] = np.tile(per_layer.astype(object if name == "kind" else np.int32), n_layers)
+        chunk[name] = np.tile(per_layer.astype(np.int32), n_layers)
     return chunk
 
 
@@ -94,6 +107,7 @@ def _values(
     at: NDArray[Any],
     prompt_length: int,
     n_layers: int,
+    is_key: bool,
 ) -> NDArray[Any]:
     """One measured column of one sample and step, (layer, position); its missing value where it does not apply."""
     dtype = TOKEN_SCHEMA.field(name).type.to_pandas_dtype()
@@ -103,7 +117,7 @@ def _values(
         return values
     if step == 0:
         values[:] = array[:, sample, at]
-    elif name in _key_columns():
+    elif is_key:
         values[:] = array[:, sample, np.concatenate([at, np.arange(prompt_length, prompt_length + step)])]
     else:
         values[:, -1] = array[:, sample, 0]
@@ -114,8 +128,7 @@ def _check_finite(columns: dict[str, NDArray[Any]], step: int, sample_id: str) -
     """Raise for the first layer, and in it the first column, that holds a value that is not finite."""
     broken = []
     for name, values in columns.items():
-        known = values if step == 0 or name in _key_columns() else values[:, -1:]
-        broken += [(int(layer), name) for layer in np.flatnonzero(~np.isfinite(known).all(axis=1))[:1]]
+        broken += [(int(layer), name) for layer in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]]
     if broken:
         layer, name = min(broken, key=lambda found: found[0])
         raise CapaProbeError(

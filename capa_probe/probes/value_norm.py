@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from capa_probe.lvlm.tap import AttentionCall
@@ -14,7 +15,17 @@ class ValueNorm(AttentionProbe):
 
     name = "value_norm"
     columns = ("value_norm",)
+    passed = None  # the vector is what it was
 
     def measure(self, call: AttentionCall, row: Tensor, context: StepContext) -> dict[str, Tensor]:
         """``value_norm`` (batch, key)."""
-        return {"value_norm": value_norms(call.value)}
+        if context.memory is None:
+            return {"value_norm": value_norms(call.value)}
+        place, n, new = (ValueNorm.name, call.layer), call.value.shape[2], call.query.shape[2]
+        before = context.memory.get(place)
+        if context.step == 0 or before is None or before.shape[1] + new != n:
+            norms = value_norms(call.value)
+        else:  # the cache has grown by this step's token
+            norms = torch.cat([before, value_norms(call.value[:, :, -new:])], dim=1)
+        context.memory[place] = norms
+        return {"value_norm": norms}

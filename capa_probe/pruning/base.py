@@ -18,6 +18,7 @@ from torch import Tensor
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.lvlm.attached import pruning
+from capa_probe.lvlm.checks import refuse_compiled
 from capa_probe.lvlm.tap import check_backend
 from capa_probe.pruning.bypass import is_bypassed
 from capa_probe.pruning.engine import Engine
@@ -172,6 +173,7 @@ class Pruner(ABC):
                 yield engine.trace
 
     def _check(self, lvlm: HookedLVLM) -> None:
+        refuse_compiled(lvlm.model)
         check_backend(lvlm.family.text_model(lvlm.model))
         text = lvlm.model.config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or ())

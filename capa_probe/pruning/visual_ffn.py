@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.lvlm.attached import refuse_pruner
+from capa_probe.lvlm.checks import refuse_compiled
 from capa_probe.pruning.bypass import Fill, PromptRows, Rows, bypass
 
 
@@ -42,6 +43,7 @@ class VisualFFN(ABC):
             CapaProbeError: it is for other layers or another model, or the model has one or a pruner already; in the
                 forward, video input or no ``input_ids``.
         """
+        refuse_compiled(lvlm.model)
         refuse_pruner(lvlm.model, type(self).__name__)
         rows = PromptRows(lvlm)
         with self.attach_rows(lvlm, rows), rows.watching():

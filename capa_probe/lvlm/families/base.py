@@ -75,8 +75,18 @@ class Family(ABC):
         return model.model.language_model
 
     def layers(self, model: PreTrainedModel) -> Sequence[nn.Module]:
-        """The decoder layers, in order."""
-        return self.text_model(model).layers
+        """The decoder layers, in order.
+
+        Raises:
+            CapaProbeError: the decoder keeps them elsewhere than in ``layers``.
+        """
+        text_model = self.text_model(model)
+        if not hasattr(text_model, "layers"):
+            raise CapaProbeError(
+                f"The text tower is a {type(text_model).__name__} without layers of the kind of Llama's; give a model "
+                "around a decoder such as Llama, Mistral, Qwen2, Qwen3 or Gemma 1."
+            )
+        return text_model.layers
 
     def image_token_id(self, model: PreTrainedModel) -> int:
         """Id of the token that stands for one visual token in ``input_ids``."""
