@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from argparse import ArgumentParser
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 #: Visual tokens of an image: 24 x 24 patches, as in LLaVA-1.5.
 PER_IMAGE = 576
 _IMAGE, _VOCABULARY = 1000, 1024
+
+
+def add_sizes(parser: ArgumentParser) -> None:
+    """Options for the sizes of :func:`build`; by default those of the published numbers."""
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, default=16)
 
 
 def build(

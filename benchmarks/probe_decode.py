@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from _machine import keep_freed_memory, machine
-from _overhead_models import build, prompt
+from _overhead_models import add_sizes, build, prompt
 from _overhead_rounds import RESULTS, Results, in_turn, ratios, spread
 from _overhead_variants import Variant, profiled
 from _speed_rounds import timed
@@ -38,10 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--kv-heads", type=int, default=16)
+    add_sizes(parser)
     parser.add_argument("--tokens", type=int, nargs="+", default=[608])
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=30, help="in all, those in --out among them")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from _machine import machine, reset_peak, resident
-from _overhead_models import build, prompt
+from _overhead_models import add_sizes, build, prompt
 from _overhead_rounds import RESULTS, Results
 from _overhead_variants import TITLES, Variant, available, variants
 from torch import Tensor
@@ -64,10 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--kv-heads", type=int, default=16)
+    add_sizes(parser)
     parser.add_argument("--tokens", type=int, nargs="+", default=[608, 1024, 2048, 4096, 8192])
     parser.add_argument("--variants", nargs="+", default=["all"], choices=["all", *TITLES])
     parser.add_argument("--limit-gb", type=float, default=8.0)
