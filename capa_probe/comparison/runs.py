@@ -64,7 +64,7 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[ModelRuns]:
     for path in map(Path, paths):
         benchmark = path.is_dir() and read_facts(path) is not None
         profile = None if benchmark else LayerProfile.load(path)
-        manifest = _manifest(path) if profile is None else profile.manifest
+        manifest = read_benchmark_manifest(path) if profile is None else profile.manifest
         kind = PROFILE if profile else DEPTH if manifest.get("experiment") == DEPTH else CONFIRM
         if "weights_hash" not in manifest:
             raise CapaProbeError(f"{path} does not say which weights it is of; make the run again.")
@@ -84,8 +84,12 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[ModelRuns]:
     return list(models.values())
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """Of a run of confirm or depth."""
+def read_benchmark_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a finished run of confirm or depth.
+
+    Raises:
+        CapaProbeError: the run was not finished, or its manifest is damaged.
+    """
     file = path / MANIFEST_FILE
     if not file.is_file():
         raise CapaProbeError(
