@@ -12,11 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import FAINT, INK, QUIET, RULE, NotebookFigure, count, headline, styled
+from capa_probe.figures.style import (
+    FAINT,
+    INK,
+    QUIET,
+    RULE,
+    SCORES,
+    NotebookFigure,
+    count,
+    headline,
+    styled,
+    task_looks,
+)
 
-#: Tasks, in order: a colour and a marker each.
-_MARKERS = "osD^vPX*<>hp"
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#5B4B8A")
 #: What stays, in words, with colour, marker and whether it is filled.
 _TOKENS = {
     "region_kept": ("only what is asked about", "#0072B2", "^", True),
@@ -24,8 +32,7 @@ _TOKENS = {
     "region_removed": ("all but what is asked about", "#D55E00", "v", True),
     "others_removed": ("all but as many others", "#D55E00", "v", False),
 }
-#: Marker of each score.
-_SCORES = {"contribution": "P", "attention": "X", "value_norm": "*", "removal_effect": "d"}
+_SCORES = {score: look for score, look in SCORES.items() if score != "random"}
 _NAMES = {"correct": "accuracy", "agrees": "agreement with the unpruned model"}
 _NEEDED = {
     "depth": ("task", "measure", "n", "n_images", "whole", "blank", "last_layer"),
@@ -94,9 +101,8 @@ def depth(tables: Mapping[str, pd.DataFrame]) -> Figure:
 def _gone(axes: Any, table: pd.DataFrame, measure: str) -> None:
     whole = table["layer"].max()
     tasks = [task for task in table["task"].unique() if task != "all"]
-    for number, task in enumerate(tasks):
+    for task, (colour, marker) in task_looks(tasks).items():
         own = table[table["task"] == task].sort_values("layer")
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         sns.lineplot(
             x=own["layer"], y=own[measure], ax=axes, color=colour, marker=marker, markersize=5, linewidth=1.2,
             label=f"{task or 'no task'} (n = {own['n'].iloc[0]:,})", errorbar=None, legend=False,
@@ -135,7 +141,7 @@ def _kept(axes: Any, tables: Mapping[str, pd.DataFrame], overall: pd.Series[Any]
         axes.plot(
             x, ends, color=colour, marker="o", markersize=5, linewidth=1.7, label=f"from layer {layer} on"
         )
-        for score, marker in _SCORES.items():
+        for score, (_, marker) in _SCORES.items():
             scored = table[(table["layer"] == layer) & (table["score"] == score)]
             if len(scored):
                 values = scored.set_index("keep").reindex(keeps)[measure]
@@ -144,7 +150,7 @@ def _kept(axes: Any, tables: Mapping[str, pd.DataFrame], overall: pd.Series[Any]
                 )
     if set(table["score"]) - {"random"}:  # what the markers mean, in no layer's colour
         axes.plot([], [], color=QUIET, marker="o", markersize=5, linewidth=1.7, label="at random")
-    for score, marker in _SCORES.items():
+    for score, (_, marker) in _SCORES.items():
         if (table["score"] == score).any():
             name = f"by {score.replace('_', ' ')}"
             axes.plot(

@@ -11,10 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import INK, NotebookFigure, headline, styled
+from capa_probe.figures.style import INK, NotebookFigure, headline, run_looks, styled
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "os^Dvp"
 _STAYS = {
     "all": "all",
     "others_removed": "all but\nothers",
@@ -36,8 +34,7 @@ def depth_compared(models: Mapping[str, Mapping[str, pd.DataFrame]], layer: int 
         CapaProbeError: there are too few models or too many, a run measured something other than accuracy, or lacks
             the layer, or two runs kept other shares of the tokens.
     """
-    if not 1 <= len(models) <= len(_COLOURS):
-        raise CapaProbeError(f"{len(models)} models were given; give 1 to {len(_COLOURS)}.")
+    looks = run_looks(models)
     for name, tables in models.items():
         if "correct" not in tables["depth_gone"]:
             raise CapaProbeError(f"the run of {name} holds no accuracy; give questions with known answers.")
@@ -52,7 +49,8 @@ def depth_compared(models: Mapping[str, Mapping[str, pd.DataFrame]], layer: int 
     figure = NotebookFigure(figsize=(11.6, 4.9))
     gone, kept, regions = figure.subplots(1, 3, sharey=True, width_ratios=(1.1, 0.9, 1.2))
     for number, (name, tables) in enumerate(models.items()):
-        look = {"color": _COLOURS[number], "marker": _MARKERS[number], "markersize": 5, "linewidth": 1.8}
+        colour, marker = looks[name]
+        look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.8}
         _gone(gone, tables, name, look)
         _kept(kept, tables, layer, look)
         _regions(regions, tables, layer, look, (number - (len(models) - 1) / 2) * 0.16)

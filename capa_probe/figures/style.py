@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from capa_probe.errors import CapaProbeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +32,74 @@ ROLE_NAMES = {
     "anchor": "Structural Anchor",
     "undetermined": "undetermined sink",
 }
+
+
+class Look(NamedTuple):
+    """Colour and marker of one thing, in every figure the same; the marker says it too, for print in grey."""
+
+    colour: str
+    marker: str
+
+
+#: What ranks visual tokens, in hues of Tol's muted palette, so that none is taken for a role or a kind of token.
+SCORES: dict[str, Look] = {
+    "contribution": Look("#332288", "P"),
+    "attention": Look("#CC6677", "X"),
+    "value_norm": Look("#999933", "*"),
+    "removal_effect": Look("#44AA99", "d"),
+    "random": Look("#7A828C", "o"),
+}
+#: Ways to prune, and the model as it is; a method that ranks by a score has that score's look.
+METHODS: dict[str, Look] = {
+    **SCORES,
+    "capa": SCORES["contribution"],
+    "fastv": SCORES["attention"],
+    "vision-attention": Look("#AA4499", "h"),
+    "every_step": Look("#88CCEE", "D"),
+    "unpruned": Look(INK, "s"),
+}
+#: What becomes of a layer's FFN.
+FFN: dict[str, Look] = {
+    "full": Look(INK, "o"),
+    "hadamard": Look("#117733", "D"),
+    "skip": Look("#882255", "v"),
+}
+#: Operating points: light to dark with depth.
+STAGES: dict[str, Look] = {
+    "early": Look("#E0A800", "o"),
+    "transition": Look("#2A9D8F", "s"),
+    "late": Look("#264653", "^"),
+}
+_HUES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#5B4B8A")
+_MARKERS = "os^DvPX*<>hp"
+#: Tasks of the built-in world; those that ask for the same thing share a hue and differ in the marker.
+TASKS: dict[str, Look] = {
+    "existence": Look(_HUES[0], "o"),
+    "count": Look(_HUES[1], "D"),
+    "count_kind": Look(_HUES[1], "o"),
+    "count_where": Look(_HUES[1], "s"),
+    "shape_at": Look(_HUES[2], "o"),
+    "same_color": Look(_HUES[3], "^"),
+    "color": Look(_HUES[3], "o"),
+    "color_at": Look(_HUES[3], "s"),
+    "read": Look(_HUES[4], "D"),
+    "read_at": Look(_HUES[4], "o"),
+    "read_next": Look(_HUES[4], "s"),
+    "relation": Look(_HUES[5], "o"),
+    "relation_shape": Look(_HUES[5], "s"),
+    "comparison": Look(_HUES[6], "o"),
+    "chain": Look(_HUES[7], "o"),
+    "describe": Look("#7A828C", "X"),
+    "all": Look(INK, "p"),
+}
+#: Several models or runs side by side, in the order given.
+_RUNS = tuple(
+    Look(colour, marker)
+    for colour, marker in zip(
+        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "os^Dvp", strict=True
+    )
+)
+MOST_RUNS = len(_RUNS)
 
 #: What marks the title among a figure's texts, and the height that it takes, in inches.
 TITLE, TITLE_HEIGHT = "title", 0.27
@@ -66,6 +136,29 @@ _SETTINGS: dict[str, Any] = {
     "savefig.facecolor": "white",
     "pdf.fonttype": 42,  # text stays text
 }
+
+
+def task_looks(tasks: Iterable[str]) -> dict[str, Look]:
+    """A look for each task: tasks of the built-in world have their own, others one by their place in the alphabet."""
+    names = list(dict.fromkeys(tasks))
+    others = sorted(set(names) - set(TASKS))
+    looks = {
+        name: Look(_HUES[i % len(_HUES)], _MARKERS[(i + i // len(_HUES)) % len(_MARKERS)])
+        for i, name in enumerate(others)
+    }
+    return {name: TASKS.get(name) or looks[name] for name in names}
+
+
+def run_looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each of several runs, in the order given.
+
+    Raises:
+        CapaProbeError: there are more of them than colours that can be told apart.
+    """
+    given = list(names)
+    if not 1 <= len(given) <= MOST_RUNS:
+        raise CapaProbeError(f"{len(given)} runs were given to one figure; give 1 to {MOST_RUNS}.")
+    return dict(zip(given, _RUNS, strict=False))
 
 
 class NotebookFigure(Figure):
