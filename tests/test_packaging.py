@@ -48,6 +48,7 @@ LAYERS = (
     "probes",
     "profiling",
     "examples",
+    "patches",
     "analysis",
     "pruning",
     "benchmark",
