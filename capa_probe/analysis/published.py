@@ -19,6 +19,63 @@ HADAMARD_LAYERS: dict[tuple[str, int, int], tuple[str, tuple[int, ...]]] = {
     ("qwen2_5_vl", 28, 3584): ("Qwen2.5-VL-7B", (*range(2, 6), *range(13, 20))),
     ("internvl", 28, 3584): ("InternVL3-8B", (*range(2, 5), *range(14, 21))),
 }
+#: The same, to the layers at which the paper prunes: early, transition and late.
+PRUNE_LAYERS: dict[tuple[str, int, int], tuple[str, tuple[int, int, int]]] = {
+    ("llava", 32, 4096): ("LLaVA-1.5-7B", (5, 12, 16)),
+    ("qwen2_5_vl", 28, 3584): ("Qwen2.5-VL-7B", (3, 11, 21)),
+    ("internvl", 28, 3584): ("InternVL3-8B", (3, 11, 21)),
+}
+#: What the paper calls those layers.
+STAGE_NAMES = ("early", "transition", "late")
+
+
+@dataclass(frozen=True)
+class PublishedLayers:
+    """The paper's pruning layers for a model.
+
+    Attributes:
+        model: the paper's model.
+        layers: early, transition, late; those of this model where ``scaled``.
+        scaled: whether the layers are the paper's, of a deeper or shallower model of this family, in proportion to
+            depth: a rough guide, which the paper does not claim.
+    """
+
+    model: str
+    layers: tuple[int, ...]
+    scaled: bool
+
+    def __str__(self) -> str:
+        """One sentence."""
+        listed = ", ".join(f"{layer} ({name})" for layer, name in zip(self.layers, STAGE_NAMES, strict=False))
+        if self.scaled:
+            return f"The paper's pruning layers for {self.model}, scaled to this model's depth: {listed}."
+        return f"The paper's pruning layers for {self.model}: {listed}."
+
+
+def published_layers(manifest: Mapping[str, Any]) -> PublishedLayers | None:
+    """The layers at which the paper prunes a model of this family.
+
+    Args:
+        manifest: of the profile; ``family``, ``n_layers`` and ``d_model`` are looked at.
+
+    Returns:
+        The paper's own layers where the model has the sizes of one of its three; otherwise those of its model of
+        this family, scaled by ``round(l * n_layers / paper's layers)``, at least 1, and moved up where two fall
+        together, as far as the model is deep enough. None where the paper has no model of this family.
+    """
+    family, n_layers, d_model = (manifest.get(name) for name in ("family", "n_layers", "d_model"))
+    for (own, depth, width), (model, layers) in PRUNE_LAYERS.items():
+        if own != family or not isinstance(n_layers, int):
+            continue
+        if (n_layers, d_model) == (depth, width):
+            return PublishedLayers(model, layers, scaled=False)
+        found: list[int] = []
+        for layer in layers:
+            scaled = max([1, *(before + 1 for before in found), round(layer * n_layers / depth)])
+            if scaled < n_layers:
+                found.append(scaled)
+        return PublishedLayers(model, tuple(found), scaled=True)
+    return None
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def run_looks(names: Iterable[str]) -> dict[str, Look]:
     """
     given = list(names)
     if not 1 <= len(given) <= MOST_RUNS:
-        raise CapaProbeError(f"{len(given)} runs were given to one figure; give 1 to {MOST_RUNS}.")
+        raise CapaProbeError(f"{len(given)} models were given; give 1 to {MOST_RUNS}.")
     return dict(zip(given, _RUNS, strict=False))
 
 
