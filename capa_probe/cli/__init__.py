@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from capa_probe.cli import calibrate, compare, confirm, demo, depth, profile, report, run
+from capa_probe.cli import calibrate, compare, confirm, demo, depth, figures, profile, report, run
 from capa_probe.cli.app import app, main
 
-__all__ = ["app", "calibrate", "compare", "confirm", "demo", "depth", "main", "profile", "report", "run"]
+__all__ = [
+    "app",
+    "calibrate",
+    "compare",
+    "confirm",
+    "demo",
+    "depth",
+    "figures",
+    "main",
+    "profile",
+    "report",
+    "run",
+]

@@ -52,6 +52,8 @@ class Entry:
             where the run cannot give them.
         draw: model -> those tables -> the figure.
         together: whether one figure shows all models; otherwise ``draw`` is given one at a time.
+        fewest: models that it takes.
+        shares: name of the figure whose selected tables it goes by, where it has none of its own.
     """
 
     number: int
@@ -62,3 +64,10 @@ class Entry:
     select: Callable[[Source], dict[str, pd.DataFrame]]
     draw: Callable[[ModelTables], Any]
     together: bool
+    fewest: int = 1
+    shares: str = ""
+
+    @property
+    def data(self) -> str:
+        """Name under which its selected tables are kept."""
+        return self.shares or self.name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from capa_probe.figures.style import styled
 from capa_probe.files import replace
@@ -21,8 +25,19 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
+#: Where a file says which data it was drawn from: a text chunk of a PNG, and the identifier of an SVG or PDF.
+DATA_KEY, _PREFIX = "DataSHA256", "sha256:"
+
+
 @styled
-def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False, svg: bool = False) -> list[Path]:
+def save(
+    figure: Figure,
+    path: str | os.PathLike[str],
+    pdf: bool = False,
+    svg: bool = False,
+    data: str | None = None,
+    small: bool = False,
+) -> list[Path]:
     """Write a figure as PNG at 150 dpi and, if asked for, as PDF and SVG beside it.
 
     Each file is written under a temporary name and renamed; missing folders are made.
@@ -32,6 +47,8 @@ def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False, svg: b
         path: where the PNG goes; the suffix ``.png`` is added where it is missing.
         pdf: also write a PDF, for print.
         svg: also write an SVG, for pages and slides.
+        data: SHA-256 of the tables that it was drawn from, in hexadecimal, to be written into the files' metadata.
+        small: reduce the PNG to 256 colours, which takes a third of the room.
 
     Returns:
         The files written.
@@ -45,7 +62,39 @@ def save(figure: Figure, path: str | os.PathLike[str], pdf: bool = False, svg: b
     png.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in ("png", *["pdf"] * pdf, *["svg"] * svg):
-        draw = partial(figure.savefig, format=kind, dpi=DPI, metadata=_METADATA[kind])
+        metadata: dict[str, str | None] = dict(_METADATA[kind])
+        if data is not None:
+            metadata |= {"png": {DATA_KEY: data}, "svg": {"Identifier": _PREFIX + data}}.get(
+                kind, {"Keywords": _PREFIX + data}
+            )
+        draw = partial(figure.savefig, format=kind, dpi=DPI, metadata=metadata)
+        if kind == "png" and small:
+            draw = partial(_small, figure, metadata)
         with mpl.rc_context({"svg.hashsalt": png.stem}):
             written.append(replace(png.with_suffix(f".{kind}"), draw))
     return written
+
+
+def saved_data(path: str | os.PathLike[str]) -> str | None:
+    """The ``data`` that :func:`save` wrote into a PNG or SVG; None where there is none, or no such file."""
+    file = Path(path)
+    try:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                found = image.info.get(DATA_KEY)
+                return None if found is None else str(found)
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnidentifiedImageError, UnicodeDecodeError):
+        return None
+    identified = re.search(rf"<dc:identifier>{_PREFIX}([0-9a-f]+)</dc:identifier>", text)
+    return identified[1] if identified else None
+
+
+def _small(figure: Figure, metadata: dict[str, str | None], file: Path) -> None:
+    drawn, info = io.BytesIO(), PngInfo()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    for key, value in metadata.items():
+        if value is not None:
+            info.add_text(key, value)
+    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(file, "PNG", optimize=True, pnginfo=info, dpi=(DPI, DPI))

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
 from demo_training.recipe import NAMES, RECIPE, Recipe
+from demo_training.training_table import write_training
 
 CURVE = "training_curve.png"
 
@@ -50,6 +51,7 @@ def export(
         file.chmod(0o644)  # safetensors writes files that only their owner can read
     processor.save_pretrained(temporary)
     _draw_curve(log, temporary / CURVE, recipe)
+    write_training(log, temporary)
     (temporary / "README.md").write_text(model_card(log, facts, recipe), encoding="utf-8")
     (temporary / "evaluation.json").write_text(
         json.dumps(facts["accuracy"], indent=2) + "\n", encoding="utf-8"

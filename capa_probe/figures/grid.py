@@ -1,0 +1,139 @@
+"""The layout of figures with a row of panels for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.figures.style import MOST_RUNS, NotebookFigure, headline
+
+#: Inches: left of the panels, right of them, and between rows.
+_LEFT, _RIGHT, _GAP = 0.78, 0.15, 0.72
+#: Inches that the name of a model takes, left of its row.
+_NAME = 0.28
+_LINE = 0.21
+
+
+def grid(
+    models: Mapping[str, Any],
+    columns: int,
+    ratios: Sequence[float] | None = None,
+    size: tuple[float, float] = (11.6, 2.7),
+    **subplots: Any,
+) -> tuple[NotebookFigure, npt.NDArray[Any]]:
+    """A figure with a row of panels for each model.
+
+    Args:
+        models: whose keys are the models' names.
+        columns: panels per row.
+        ratios: of their widths.
+        size: width of the figure and height of a panel, in inches.
+        **subplots: as ``sharey``.
+
+    Returns:
+        The figure, and its panels: (model, column). :func:`finish` sets the margins.
+
+    Raises:
+        CapaProbeError: there is no model, or there are more than can be told apart.
+    """
+    if not 1 <= len(models) <= MOST_RUNS:
+        raise CapaProbeError(f"{len(models)} models were given to one figure; give 1 to {MOST_RUNS}.")
+    figure = NotebookFigure(figsize=(size[0], size[1] * len(models)))
+    axes = figure.subplots(len(models), columns, squeeze=False, width_ratios=ratios, **subplots)
+    return figure, axes
+
+
+def finish(
+    figure: Any,
+    axes: npt.NDArray[Any],
+    models: Mapping[str, Any],
+    title: str,
+    subtitle: str,
+    handles: Sequence[Any],
+    wspace: float = 0.08,
+    below: float = 0.55,
+    gap: float = _GAP,
+) -> None:
+    """Title, names of the models where there are several, legend below, and margins that leave room for them.
+
+    Args:
+        figure: made by :func:`grid`, as high as its panels.
+        axes: its panels.
+        models: whose keys are the models' names.
+        title: in bold.
+        subtitle: below it.
+        handles: of the legend.
+        wspace: between panels, as a share of their width.
+        below: inches for labels below the lowest panels.
+        gap: inches between rows.
+    """
+    width, panels = (float(inches) for inches in figure.get_size_inches())
+    left = _LEFT + (_NAME if len(models) > 1 else 0)
+    n_columns, lines = _legend_columns(handles, width - 0.3)
+    figure.set_size_inches(width, panels + 2)  # close enough for the wrapping, which goes by width
+    top = headline(figure, title, subtitle)
+    for text in list(figure.texts):
+        text.remove()
+    rows = len(axes)
+    height = top + 0.42 + panels + gap * (rows - 1) + below + _LINE * lines + 0.08
+    figure.set_size_inches(width, height)
+    headline(figure, title, subtitle)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - _RIGHT / width,
+        top=1 - (top + 0.42) / height,
+        bottom=(below + _LINE * lines + 0.08) / height,
+        wspace=wspace,
+        hspace=gap * rows / panels,
+    )
+    if len(models) > 1:
+        for number, name in enumerate(models):
+            box = axes[number, 0].get_position()
+            middle = (box.y1 + box.y0) / 2
+            figure.text(0.1 / width, middle, name, rotation=90, fontweight="bold", va="center", ha="left")
+    if handles:
+        figure.legend(
+            handles=list(handles),
+            loc="lower left",
+            bbox_to_anchor=(0.12 / width, 0.05 / height),
+            ncols=n_columns,
+            borderaxespad=0,
+            columnspacing=1.5,
+            handlelength=2.0,
+            labelspacing=0.35,
+        )
+
+
+def _legend_columns(handles: Sequence[Any], room: float) -> tuple[int, int]:
+    """How many columns a legend may have in so many inches, and how many lines it then takes."""
+    if not handles:
+        return 1, 0
+    widths = [0.62 + 0.074 * len(str(handle.get_label())) for handle in handles]
+    for n in range(len(handles), 0, -1):
+        # Columns are filled from top to bottom.
+        lines = -(-len(handles) // n)
+        per_column = [max(widths[i : i + lines]) for i in range(0, len(widths), lines)]
+        if sum(per_column) <= room or n == 1:
+            return n, lines
+    return 1, len(handles)
+
+
+def empty(axes: Any, why: str) -> None:
+    """Say in a panel why there is nothing in it."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=9, wrap=True)
+
+
+def span(values: npt.ArrayLike, share: float = 0.06) -> tuple[float, float]:
+    """Limits of an axis around values, with some room."""
+    found = np.asarray(values, dtype=float)
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return 0.0, 1.0
+    low, high = float(found.min()), float(found.max())
+    room = share * (high - low) or 0.05 * max(abs(high), 1e-9)
+    return low - room, high + room

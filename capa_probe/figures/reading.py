@@ -1,0 +1,76 @@
+"""What figures of benchmark tables have in common: which rows and columns they go by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from capa_probe.errors import CapaProbeError
+from capa_probe.figures.entry import Tables
+
+#: Words for what is measured.
+MEASURE_NAMES = {
+    "correct": "accuracy",
+    "agrees": "agreement with\nthe unpruned model",
+    "hellinger": "Hellinger distance",
+}
+#: Stands for all tasks together.
+ALL = "all"
+
+
+def wanted(tables: Tables, name: str, columns: Sequence[str], by: str = "capa-probe confirm") -> pd.DataFrame:
+    """A table, with the columns that a figure needs and others.
+
+    Raises:
+        CapaProbeError: it is not there, or lacks columns.
+    """
+    if name not in tables:
+        raise CapaProbeError(f"There is no table {name}; give a run of {by} that has made it.")
+    missing = [column for column in columns if column not in tables[name]]
+    if missing:
+        raise CapaProbeError(
+            f"The table {name} lacks the columns {', '.join(missing)}; give the tables of a run of {by}."
+        )
+    return tables[name]
+
+
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all tasks together."""
+    return table[table["task"] == ALL]
+
+
+def measured(table: pd.DataFrame) -> str:
+    """What answers are judged by: "correct", or "agrees" where no right answers are known."""
+    return "correct" if "correct" in table and bool(table["correct"].notna().any()) else "agrees"
+
+
+def interval_columns(*measures: str) -> list[str]:
+    """The columns of means and of the ends of their intervals."""
+    return [f"{measure}{end}" for measure in measures for end in ("", "_low", "_high")]
+
+
+def ends(rows: pd.DataFrame, measure: str) -> npt.NDArray[np.float64]:
+    """How far the ends of the intervals lie from the means: (2, row), as matplotlib's error bars take them."""
+    middle = rows[measure].to_numpy(dtype=float)
+    low, high = (rows[f"{measure}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+    return np.abs(np.stack([middle - low, high - middle]))
+
+
+def sizes(rows: pd.DataFrame) -> str:
+    """How many samples and images rows stand for, such as "210 questions about 210 images"."""
+    low, high = int(rows["n"].min()), int(rows["n"].max())
+    images = int(rows["n_images"].max())
+    n = f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{n} question{'' if high == 1 else 's'} about {images:,} image{'' if images == 1 else 's'}"
+
+
+def per_cent(axis: Any, low: float = -0.03, high: float = 1.03) -> None:
+    """Make a y axis one of shares, in per cent."""
+    axis.axes.set_ylim(low, high)
+    axis.set_major_locator(FixedLocator([0, 0.2, 0.4, 0.6, 0.8, 1]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
