@@ -55,6 +55,7 @@ LAYERS = (
     "figures",
     "findings",
     "comparison",
+    "figure_set",
     "report",
     "demo",
     "console",
