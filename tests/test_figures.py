@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 from PIL import Image
-from typer.testing import CliRunner
 
-from capa_probe import findings
 from capa_probe.analysis import classify_sinks, redundant_layers
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
 from capa_probe.figures.attention_contribution import MAX_POINTS, panel_layers, rank_correlation
 from capa_probe.figures.style import FAINT, ROLES, TEXT, VISUAL
 from capa_probe.tables import LayerProfile
-from capa_probe.writing import ProfileWriter
 from tests import synthetic
 from tests.synthetic import Planted, World
 
@@ -276,37 +272,6 @@ class TestSave:
             assert box.y0 >= 0
             assert box.x1 <= width
             assert box.y1 <= height
-
-
-def test_regenerate_draws_what_the_run_drew(tmp_path: Path) -> None:
-    writer = ProfileWriter(tmp_path / "run")
-    writer.add(synthetic.tokens(WORLD))
-    prof = writer.finish(synthetic.facts(WORLD))
-    findings.write(prof, findings.find(prof, tau=synthetic.TAU, eta=0.95), tmp_path / "run")
-
-    script = Path(__file__).parents[1] / "figures" / "regenerate.py"
-    spec = importlib.util.spec_from_file_location("regenerate", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    done = CliRunner().invoke(module.app, [str(tmp_path / "run"), "--out", str(tmp_path / "again"), "--pdf"])
-    assert done.exit_code == 0, done.output
-    for name in findings.FIGURE_NAMES:
-        drawn = (tmp_path / "again" / f"{name}.png").read_bytes()
-        assert drawn == (tmp_path / "run" / "figures" / f"{name}.png").read_bytes()
-        assert (tmp_path / "again" / f"{name}.pdf").exists()
-
-    # Another threshold is another figure.
-    args = [str(tmp_path / "run"), "--out", str(tmp_path / "other"), "--eta", "0.5"]
-    assert CliRunner().invoke(module.app, args).exit_code == 0
-    drawn = (tmp_path / "other" / "ffn_cosine.png").read_bytes()
-    assert drawn != (tmp_path / "again" / "ffn_cosine.png").read_bytes()
-
-    done = CliRunner().invoke(module.app, [str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")])
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
 
 
 def test_a_notebook_shows_a_figure_as_an_image() -> None:

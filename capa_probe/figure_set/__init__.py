@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from capa_probe.figure_set.collect import Collected, collect
 from capa_probe.figure_set.hashing import tables_hash
-from capa_probe.figure_set.keeping import keep_tables, kept_tables, stale
+from capa_probe.figure_set.keeping import keep_tables, kept_tables, stale, strays
 from capa_probe.figure_set.writing import Drawing, drawings, write_set
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "keep_tables",
     "kept_tables",
     "stale",
+    "strays",
     "tables_hash",
     "write_set",
 ]

@@ -23,7 +23,7 @@ _SUFFIXES = (".png", ".svg")
 
 
 def keep_tables(models: Mapping[str, Mapping[str, Tables]], folder: Path) -> list[Path]:
-    """Write the tables of models into a set's folder, in place of earlier ones of these models.
+    """Write the tables of models into a set's folder, in place of earlier ones of the same models and figures.
 
     Returns:
         The files written.
@@ -32,14 +32,12 @@ def keep_tables(models: Mapping[str, Mapping[str, Tables]], folder: Path) -> lis
     for model, figures in models.items():
         own = folder / DATA / model
         own.mkdir(parents=True, exist_ok=True)
-        now = []
         for figure, tables in figures.items():
+            for file in own.glob(f"{figure}.*.parquet"):
+                file.unlink()
             for name, table in tables.items():
                 write = partial(table.to_parquet, index=False, compression="zstd")
-                now.append(replace(own / f"{figure}.{name}.parquet", write))
-        for file in set(own.glob("*.parquet")) - set(now):
-            file.unlink()
-        written += now
+                written.append(replace(own / f"{figure}.{name}.parquet", write))
     return written
 
 
@@ -82,15 +80,25 @@ def stale(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = EN
         order: of the models.
         entries: which figures it should have.
     """
-    expected = set()
     for drawing in drawings(kept_tables(folder, order), entries, folders=True):
-        for suffix in _SUFFIXES:
-            file = folder / f"{drawing.file}{suffix}"
-            expected.add(file)
+        for file in (folder / f"{drawing.file}{suffix}" for suffix in _SUFFIXES):
             if not file.is_file():
                 yield f"{file} is missing."
             elif saved_data(file) != drawing.data:
                 yield f"{file} was not drawn from the tables that lie in {folder / DATA}."
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in _SUFFIXES and file not in expected:
-            yield f"{file} belongs to no figure of the set."
+    for file in strays(folder, order, entries):
+        yield f"{file} belongs to no figure of the set."
+
+
+def strays(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = ENTRIES) -> list[Path]:
+    """Pictures and tables in a set's folder that belong to no figure of it."""
+    models = kept_tables(folder, order)
+    drawn = {drawing.file for drawing in drawings(models, entries, folders=True)}
+    expected = {folder / f"{file}{suffix}" for file in drawn for suffix in _SUFFIXES}
+    pictures = [file for file in sorted(folder.rglob("*")) if file.suffix in _SUFFIXES]
+    known = {entry.data for entry in entries}
+    tables = sorted((folder / DATA).glob("*/*.parquet"))
+    return [
+        *(file for file in pictures if file not in expected),
+        *(file for file in tables if file.name.partition(".")[0] not in known),
+    ]

@@ -1,0 +1,86 @@
+"""Draw the set of figures in figures/ anew, and keep the small tables that it is drawn from.
+
+    python scripts/figures.py                        # from the tables in figures/data, without a model: a minute
+    python scripts/figures.py --runs runs/families   # take the tables of the demo models' runs first
+    python scripts/figures.py runs/demo runs/confirm runs/depth data/demo-lvlm   # or those of the runs named
+    python scripts/figures.py --check                # say what is not up to date, and change nothing
+
+``--runs`` looks for what ``scripts/compare_families.py`` makes (FAMILY-demo, FAMILY-confirm and FAMILY-depth, of every
+demo model that is there), and for the logs of the trainings in the models' folders. Tables of models and figures that
+no run is given of stay as they are. The table in docs/figures.md is written anew, between its two markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from capa_probe.cli.one_line import one_line_errors
+from capa_probe.demo import DEMO_MODELS, demo_model_path
+from capa_probe.errors import CapaProbeError
+from capa_probe.figure_set import collect, keep_tables, kept_tables, stale, strays, write_set
+from capa_probe.figure_set.collect import TRAINING_FILE
+from capa_probe.figures.registry import markdown
+from capa_probe.files import replace
+
+ROOT = Path(__file__).parents[1]
+FIGURES, PAGE = ROOT / "figures", ROOT / "docs" / "figures.md"
+START, END = "<!-- table: start -->", "<!-- table: end -->"
+#: Of the models in figures that show several.
+ORDER = tuple(model.folder for model in DEMO_MODELS.values())
+
+
+def runs_of_families(folder: Path) -> Iterator[Path]:
+    """The runs of demo models in a folder, and the models whose training is on record."""
+    for family in DEMO_MODELS:
+        runs = [folder / f"{family}-{kind}" for kind in ("demo", "confirm", "depth")]
+        yield from (run for run in runs if run.is_dir())
+        try:
+            model = demo_model_path(family)
+        except CapaProbeError:  # not trained yet
+            continue
+        if (model / TRAINING_FILE).is_file():
+            yield model
+
+
+def written(text: str) -> str:
+    """The page with the table of all figures between its markers."""
+    if START not in text or END not in text:
+        raise CapaProbeError(f"{PAGE} has no lines {START} and {END}; put them where the table belongs.")
+    return f"{text.split(START, maxsplit=1)[0]}{START}\n\n{markdown()}\n\n{END}{text.split(END)[1]}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs_given", nargs="*", type=Path, metavar="RUN", help="runs to take tables of")
+    parser.add_argument("--runs", type=Path, metavar="FOLDER", help="folder with the runs of all demo models")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the set")
+    parser.add_argument("--check", action="store_true", help="only say what is not up to date")
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        if arguments.check:
+            found = list(stale(arguments.out, ORDER))
+            print("\n".join(found) or "up to date")
+            raise SystemExit(1 if found else 0)
+        runs = [*arguments.runs_given, *(runs_of_families(arguments.runs) if arguments.runs else ())]
+        if arguments.runs and not runs:
+            raise CapaProbeError(f"{arguments.runs} holds no run of a demo model; make them first.")
+        if runs:
+            collected = collect(runs)
+            for sentence in collected.left_out:
+                print(sentence)
+            keep_tables(collected.models, arguments.out)
+        for file in write_set(kept_tables(arguments.out, ORDER), arguments.out, folders=True, small=True):
+            print(file)
+        for file in strays(arguments.out, ORDER):
+            file.unlink()
+        if arguments.out == FIGURES:
+            text = written(PAGE.read_text(encoding="utf-8"))
+            replace(PAGE, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
