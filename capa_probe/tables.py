@@ -26,6 +26,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.profile_card import COLUMNS, profile_html
 from capa_probe.schema import (
     FORMAT_VERSION,
     LAYER_SCHEMA,
@@ -188,6 +189,15 @@ class LayerProfile:
             f"  .layers  {known['n_layer_rows']:,} rows\n"
             f"  .manifest  {', '.join(known)}"
         )
+
+    def _repr_html_(self) -> str:
+        layers = (
+            self._layers
+            if isinstance(self._layers, pa.Table)
+            else read_table(self._layers, list(COLUMNS), None)
+        )
+        where = "in memory" if self.path is None else str(self.path)
+        return profile_html(self.manifest, _to_pandas(layers), where)
 
 
 def describe_skipped(skipped: Sequence[Mapping[str, str]], n: int) -> str:

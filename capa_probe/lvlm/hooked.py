@@ -20,6 +20,7 @@ from capa_probe.lvlm.checks import check_layout, refuse_compiled
 from capa_probe.lvlm.families import Family, family_of
 from capa_probe.lvlm.inputs import LVLMInputs, find_spans, input_device, prepare
 from capa_probe.lvlm.loading import load
+from capa_probe.lvlm.pictures import model_html
 from capa_probe.lvlm.points import Block, LazyHookPoint, at_input
 from capa_probe.lvlm.spans import TokenSpans
 from capa_probe.lvlm.tap import AttentionCall, backend, check_backend
@@ -292,3 +293,6 @@ class HookedLVLM(Wrapper):
             f"HookedLVLM({type(self.model).__name__}, family={self.family.name!r}, layers={self.n_layers}, "
             f"d_model={self.d_model}, attention={self.attention_backend!r}, device={str(self.device)!r})"
         )
+
+    def _repr_html_(self) -> str:
+        return model_html(self)

@@ -11,6 +11,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.families import Family, Tiling
+from capa_probe.lvlm.pictures import Pictures, pictures_of
 from capa_probe.lvlm.spans import TokenSpans
 from capa_probe.samples import to_rgb
 
@@ -24,12 +25,14 @@ VIDEO_INPUTS = ("pixel_values_videos", "video_grid_thw")
 
 
 class LVLMInputs(BatchFeature):
-    """The tensors a model takes, as its processor made them, with the tile layout that no tensor holds beside them.
+    """The tensors a model takes, as its processor made them; beside them the tile layout, which no tensor holds.
 
     Behaves like the processor's own output: ``model(**inputs)``, ``inputs["input_ids"]``, ``inputs.to("cuda")``.
     """
 
     tilings: tuple[Tiling, ...] | None = None
+    #: The images themselves, to be shown under their tokens.
+    pictures: Pictures | None = None
 
 
 def prepare(
@@ -66,6 +69,7 @@ def prepare(
         ) from error
     inputs = LVLMInputs(dict(batch)).to(input_device(model), dtype=model.dtype)
     inputs.tilings = family.tilings(processor, [image.size[::-1] for image in flat], options)
+    inputs.pictures = Pictures(family, processor, tuple(flat)) if flat else None
     return inputs
 
 
@@ -131,7 +135,13 @@ def find_spans(model: PreTrainedModel, family: Family, inputs: Mapping[str, Any]
     images = (
         tuple(family.images(model, visual, inputs, getattr(inputs, "tilings", None))) if has_pixels else ()
     )
-    return TokenSpans(visual=visual, text=~visual & ~padding, padding=padding, images=images)
+    return TokenSpans(
+        visual=visual,
+        text=~visual & ~padding,
+        padding=padding,
+        images=images,
+        pictures=pictures_of(inputs, images),
+    )
 
 
 def _normalise(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from capa_probe.display import Html
+from capa_probe.errors import CapaProbeError
+from capa_probe.lvlm.pictures import Pictures, describe_spans, spans_html
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class ImageSpan:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def __repr__(self) -> str:
+        return (
+            f"ImageSpan(sample={self.sample}, index={self.index}, tokens={len(self)}, grid={self.grid}, "
+            f"tile_grid={self.tile_grid})"
+        )
+
 
 @dataclass(frozen=True)
 class TokenSpans:
@@ -45,12 +55,14 @@ class TokenSpans:
         text: bool (batch, position), True at all other tokens that are not padding.
         padding: bool (batch, position).
         images: the images, sample by sample in the order in which they appear.
+        pictures: what the images show, to be looked at; None where tensors were prepared elsewhere.
     """
 
     visual: Tensor
     text: Tensor
     padding: Tensor
     images: tuple[ImageSpan, ...]
+    pictures: Pictures | None = field(default=None, compare=False)
 
     @property
     def last(self) -> Tensor:
@@ -82,6 +94,29 @@ class TokenSpans:
             for name in ("tile", "row", "col"):
                 table[name][span.sample, at] = getattr(span, name).cpu().int()
         return table
+
+    def show(self, kept: Tensor | None = None) -> Html:
+        """The images under the grids of their visual tokens, for a notebook.
+
+        Args:
+            kept: bool (batch, position), such as ``trace.kept[layer]`` of a pruner; visual tokens outside of it are
+                covered. None shows all.
+
+        Raises:
+            CapaProbeError: ``kept`` has another shape.
+        """
+        if kept is not None and kept.shape != self.visual.shape:
+            raise CapaProbeError(
+                f"kept of shape {tuple(kept.shape)} was given for spans of shape {tuple(self.visual.shape)}; give bool "
+                "(batch, position) of the same inputs."
+            )
+        return Html(spans_html(self, kept), repr(self))
+
+    def _repr_html_(self) -> str:
+        return self.show().markup
+
+    def __repr__(self) -> str:
+        return describe_spans(self)
 
 
 def square_grid(rows: int, cols: int, leading: int = 0) -> tuple[Tensor, Tensor]:

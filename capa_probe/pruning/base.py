@@ -24,6 +24,7 @@ from capa_probe.pruning.bypass import is_bypassed
 from capa_probe.pruning.engine import Engine
 from capa_probe.pruning.keep import Budget, Keep, check_keep, select
 from capa_probe.pruning.scoring import Scoring
+from capa_probe.pruning.showing import describe_pruner, pruner_html
 from capa_probe.pruning.trace import Trace
 
 Execution: TypeAlias = Literal["compact", "masked"]
@@ -171,6 +172,18 @@ class Pruner(ABC):
             engine = Engine(self, lvlm)
             with engine.attached(), self.alongside(lvlm, engine.visual_rows, engine.trace):
                 yield engine.trace
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # The decorator of a data class writes a __repr__ with every field where it finds none.
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Pruner.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return describe_pruner(self)
+
+    def _repr_html_(self) -> str:
+        return pruner_html(self)
 
     def _check(self, lvlm: HookedLVLM) -> None:
         refuse_compiled(lvlm.model)

@@ -17,6 +17,7 @@ from capa_probe.describing import weights_hash
 from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm import HookedLVLM
 from capa_probe.pruning.bypass import BypassedRows, Fill
+from capa_probe.pruning.showing import hadamard_html
 from capa_probe.pruning.tensor_file import read_tensors, write_tensors
 from capa_probe.pruning.visual_ffn import VisualFFN, check_layers
 
@@ -221,6 +222,9 @@ class HadamardFFN(VisualFFN):
             f"HadamardFFN(layers={list(self.layers)}, x={self.x!r}, n_samples={self.n_samples}, "
             f"n_tokens={self.n_tokens}, r2={r2}{model})"
         )
+
+    def _repr_html_(self) -> str:
+        return hadamard_html(self)
 
 
 def check_x(x: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from capa_probe.pruning.showing import describe_trace, trace_html
+
 
 @dataclass
 class Trace:
@@ -55,3 +57,9 @@ class Trace:
         self.lengths = tuple(length for length, _ in layers)
         seen = torch.stack([alive.to(layers[0][1].device) for _, alive in layers]).cpu()
         self.tokens, self.visual_tokens = seen.sum(dim=2), (seen & self.visual).sum(dim=2)
+
+    def __repr__(self) -> str:
+        return describe_trace(self)
+
+    def _repr_html_(self) -> str:
+        return trace_html(self)

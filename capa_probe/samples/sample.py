@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from capa_probe.errors import BadImageError, CapaProbeError
 from capa_probe.samples.pixels import to_rgb
+from capa_probe.samples.showing import sample_html
 
 #: Left, top, right and bottom in pixels of the upright image; right and bottom are the first ones outside.
 Region: TypeAlias = tuple[float, float, float, float]
@@ -105,6 +106,9 @@ class Sample:
             f"answers={_SHORT.repr(self.answers)}, task={self.task!r}{regions})"
         )
 
+    def _repr_html_(self) -> str:
+        return sample_html(self)
+
     def open_images(self) -> list[Image.Image]:
         """The images, loaded, as :func:`to_rgb` makes them: upright, opaque, in RGB; always copies.
 
@@ -113,9 +117,14 @@ class Sample:
         Raises:
             BadImageError: an image is missing, cut short, has no pixels, or cannot be read as an image.
         """
-        return [self._open(number) for number in range(len(self.images))]
+        return [self.open_image(number) for number in range(len(self.images))]
 
-    def _open(self, number: int) -> Image.Image:
+    def open_image(self, number: int) -> Image.Image:
+        """One of the images, counted from 0, as :meth:`open_images` returns it.
+
+        Raises:
+            BadImageError: it cannot be used.
+        """
         source = self.images[number]
         try:
             if isinstance(source, Image.Image):
