@@ -14,6 +14,7 @@ from rich.console import Console
 from capa_probe.benchmark.one_prompt import run_one_prompt
 from capa_probe.benchmark.schedule import is_paper_model, published, stage_layers
 from capa_probe.console import quiet_transformers, status
+from capa_probe.describing import weights_hash
 from capa_probe.errors import BadImageError, CapaProbeError
 from capa_probe.files import write_json
 from capa_probe.jobs import device_map
@@ -24,7 +25,7 @@ from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
 from capa_probe.pruning.methods import build, method
 from capa_probe.pruning.visual_ffn import VisualFFN, check_layers
 from capa_probe.run_output import describe, settings_as_json, show
-from capa_probe.samples import Sample
+from capa_probe.samples import Fingerprint, Sample
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def answer_and_show(
     if not prompt.strip():
         raise CapaProbeError(f"--prompt {prompt!r} was given; give a question that is not empty.")
     try:
-        opened = Sample("prompt", [*images], prompt).open_images()
+        sample = Sample("prompt", [*images], prompt)
+        opened = sample.open_images()
     except BadImageError as error:
         raise CapaProbeError(f"--image {error.image} {error.reason}.") from error
     with status(f"loading {model}"), quiet_transformers():
@@ -170,7 +172,9 @@ def answer_and_show(
     file = None if wanted.ffn == "skip" else wanted.ffn
     show(found, describe(wanted.method, pruner, why, lvlm.d_model, file), pruner, timed=max_new_tokens)
     if json_file is not None:
-        content = {"model": model, "prompt": prompt, "images": [str(image) for image in images]}
+        # What a report finds the same prompt of a profile by.
+        same = {"weights_hash": weights_hash(lvlm.model), "images_key": Fingerprint().add(sample)}
+        content = {"model": model, "prompt": prompt, "images": [str(image) for image in images], **same}
         settings = settings_as_json(wanted.method, pruner, file)
         write_json(json_file, {**content, "pruner": {**settings, "layers_from": why}, **found.as_json()})
 

@@ -1,178 +1,523 @@
-"""The report in a real browser: it renders, loads nothing, overflows nothing, in light and dark, wide and narrow."""
+"""The report in a real browser: what it draws and says is what the tables hold, and it loads nothing."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-import shutil
-import subprocess
-from html import unescape
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from capa_probe import findings
 from capa_probe.report import write_report
+from capa_probe.report.explorer import DIMS, QUANTITIES
+from capa_probe.report.pictures import colours
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
+from tests.browsing import Opened, chromium, needs_chromium, opened
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = needs_chromium
 
-#: Narrow as a phone, and as wide as the page gets.
-WIDTHS = (400, 1200)
-#: The visual token that takes nearly all attention: position 14 of sample a is row 1, column 5 of 2 x 8.
-BRIGHT, ROW, COL = 14, 1, 5
-
-_LOOK = """
-<script>
-addEventListener("load", async () => {
-  const overflowing = [...document.querySelectorAll("body *")]
-    .filter(e => !e.closest(".scroll, svg") && e.getBoundingClientRect().right > innerWidth + 0.5)
-    .map(e => e.outerHTML.slice(0, 80));
-  const drawn = await Promise.all([...document.querySelectorAll("image")].map(async e => {
-    const image = new Image(); image.src = e.getAttribute("href");
-    try { await image.decode(); return image.naturalWidth; } catch { return 0; }
-  }));
-  const boxes = [...document.querySelectorAll(".panel svg")].map(e => {
-    const box = e.getBoundingClientRect();
-    return [e.getAttribute("aria-label"), box.x, box.y + scrollY, box.width, box.height];
-  });
-  parent.postMessage(JSON.stringify({
-    width: innerWidth, scrollWidth: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
-    overflowing, boxes, drawn, images: [...document.images].map(i => i.complete ? i.naturalWidth : 0),
-    loaded: performance.getEntriesByType("resource").map(e => e.name).filter(name => !name.startsWith("data:")),
-  }), "*");
-});
-</script>
-"""
+EVIL = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 1">{{ 7 * 7 }} & co'
+WEIGHTS = "f" * 64
+N_VISUAL, COLS = 16, 8
 
 
-def browse(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--no-first-run",
-    ]
-    profile = f"--user-data-dir={folder / 'browser'}"
-    return subprocess.run(
-        [*command, profile, "--enable-logging=stderr", *arguments],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    table = runs.tokens()
-    visual = (table["kind"] == "visual") & (table["sample"] == "a")
-    table.loc[visual, "attention"] = np.where(table.loc[visual, "position"] == BRIGHT, 0.9, 1e-4)
-    path = runs.write(tmp_path_factory.mktemp("page") / "run", table, model="m" * 90)
+def profile(path: Path, seed: int = 0, **manifest: object) -> Path:
+    """A finished run with findings: samples a, b and c, 5 layers, 2 x 8 visual tokens, sinks in layers 2 and 4."""
+    world = synthetic.World(sinks=runs.SINKS, cosines=runs.COSINES, seed=seed)
+    runs.write(path, runs.tokens(world), world, **{"weights_hash": WEIGHTS, **manifest})
     prof = LayerProfile.load(path)
     findings.write(prof, findings.find(prof, tau=synthetic.TAU), path)
-    long = "w" * 200 + " and <b>more</b>"
-    runs.add_examples(path, {"a": runs.picture(), "b": runs.picture(seed=1)}, question=long, prompt=long)
-    return write_report(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def seen(report: Path) -> dict[int, dict[str, Any]]:
-    """What a script finds in the page, by width; a copy without the policy that forbids scripts, in frames."""
-    folder = report.parent
-    text = report.read_text(encoding="utf-8")
-    open_copy = re.sub(r"<meta http-equiv=[^>]*>", "", text).replace("</body>", f"{_LOOK}</body>")
-    assert open_copy.count("<script>") == 1
-    (folder / "copy.html").write_text(open_copy, encoding="utf-8")
-    frames = "".join(
-        f'<iframe src="copy.html" style="width:{width}px;height:900px;border:0"></iframe>' for width in WIDTHS
-    )
-    wrapper = f"""<pre></pre>{frames}<script>
-        addEventListener("message", e => document.querySelector("pre").append(e.data, "\\n"));</script>"""
-    (folder / "frames.html").write_text(wrapper, encoding="utf-8")
-    done = browse(
-        "--virtual-time-budget=20000", "--dump-dom", (folder / "frames.html").as_uri(), folder=folder
-    )
-    (said,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, flags=re.DOTALL)
-    found = [json.loads(unescape(line)) for line in said.splitlines()]
-    return {each["width"]: each for each in found}
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def screenshots(report: Path) -> dict[str, tuple[np.ndarray, str]]:
-    """The page itself, light and dark: pixels, and what the browser logged."""
-    taken = {}
-    for theme, value in (("light", 1), ("dark", 0)):
-        file = report.parent / f"{theme}.png"
-        done = browse(
-            f"--blink-settings=preferredColorScheme={value}",
-            f"--window-size={WIDTHS[1]},9000",
-            f"--screenshot={file}",
-            report.as_uri(),
-            folder=report.parent,
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = profile(tmp_path_factory.mktemp("page") / "run")
+    return runs.add_examples(path, {"a": runs.picture(), "b": runs.picture(seed=1)})
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Path:
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def tokens(run: Path) -> pd.DataFrame:
+    table = LayerProfile.load(run).tokens
+    return table[table["kind"] == "visual"]
+
+
+def values(tokens: pd.DataFrame, sample: str, layer: int, name: str) -> np.ndarray:
+    """A column of one sample and layer, in the order of positions."""
+    own = tokens[(tokens["sample"] == sample) & (tokens["layer"] == layer)].sort_values("position")
+    return own[name].to_numpy(float)
+
+
+def painted(shown: np.ndarray, low: float, high: float, root: bool) -> np.ndarray:
+    """The colours that stand for values, from the rule that the page states: (token, 4)."""
+    share = (shown - low) / (high - low)
+    share = np.sqrt(share) if root else share
+    opacity = np.rint(255 * (0.3 + 0.48 * share))
+    return np.column_stack([colours()[np.rint(255 * share).astype(int)], opacity])
+
+
+def assert_looks(shown: np.ndarray, expected: np.ndarray) -> None:
+    """Pixels of a canvas against colours; a canvas rounds colours that are partly transparent."""
+    np.testing.assert_allclose(shown.reshape(-1, 4), expected, atol=4)
+
+
+def point(page: Opened, cell: int, which: int = 0, grid: tuple[int, int] = (2, COLS)) -> None:
+    """Move the pointer to the middle of a cell of a heat map."""
+    box = page.page.locator(".map").nth(which).bounding_box()
+    assert box is not None
+    row, col = divmod(cell, grid[1])
+    page.page.mouse.move(
+        box["x"] + box["width"] * (col + 0.5) / grid[1], box["y"] + box["height"] * (row + 0.5) / grid[0]
+    )
+
+
+def numbers(page: Opened) -> dict[str, str]:
+    """What the panel beside the heat maps says of a patch: name of the quantity to number."""
+    return dict(
+        page.page.eval_on_selector_all(
+            "#patch tr", "rows => rows.map(row => [row.dataset.name, row.cells[1].textContent])"
         )
-        with Image.open(file) as image:
-            taken[theme] = np.asarray(image.convert("RGB"), float), done.stderr
-    return taken
+    )
 
 
-class TestPage:
-    def test_every_image_decodes(self, seen: dict[int, dict[str, Any]]) -> None:
-        for page in seen.values():
-            assert len(page["images"]) == 2
-            assert len(page["drawn"]) > 20
-            assert min(page["images"] + page["drawn"]) > 0
-
-    def test_nothing_is_loaded(self, seen: dict[int, dict[str, Any]]) -> None:
-        for page in seen.values():
-            assert page["loaded"] == []
-
-    @pytest.mark.parametrize("width", WIDTHS)
-    def test_nothing_overflows(self, width: int, seen: dict[int, dict[str, Any]]) -> None:
-        assert seen[width]["overflowing"] == []
-        assert seen[width]["scrollWidth"] == width
-
-    def test_panels_keep_the_proportions_of_the_image(self, seen: dict[int, dict[str, Any]]) -> None:
-        for page in seen.values():
-            assert len(page["boxes"]) == 20  # two samples, five layers, attention and contribution
-            for _, _, _, width, height in page["boxes"]:
-                assert width > 100
-                assert width / height == pytest.approx(4, rel=0.02)
-
-    def test_the_browser_has_nothing_to_say(self, screenshots: dict[str, tuple[np.ndarray, str]]) -> None:
-        for _, log in screenshots.values():
-            assert "CONSOLE" not in log
-
-    def test_light_and_dark(self, screenshots: dict[str, tuple[np.ndarray, str]]) -> None:
-        light, dark = (screenshots[theme][0] for theme in ("light", "dark"))
-        # Mostly page and paper, with ink on it.
-        assert np.median(light) > 240
-        assert np.median(dark) < 40
-        assert (light.mean(axis=-1) < 60).mean() > 0.002
-        assert (dark.mean(axis=-1) > 180).mean() > 0.002
-
-    def test_attention_is_bright_where_it_is(
-        self, seen: dict[int, dict[str, Any]], screenshots: dict[str, tuple[np.ndarray, str]]
+class TestExplorer:
+    def test_the_slider_changes_the_heat_map(
+        self, browser: Browser, report: Path, tokens: pd.DataFrame
     ) -> None:
-        panels = [box for box in seen[WIDTHS[1]]["boxes"] if box[0].startswith("attention")][
-            :5
-        ]  # of sample a
-        for pixels, _ in screenshots.values():
-            for _, x, y, width, height in panels:
-                shown = pixels[round(y) : round(y + height), round(x) : round(x + width)].mean(axis=-1)
-                cells = [
-                    [
-                        shown[int(height * (r + 0.3) / 2) : int(height * (r + 0.7) / 2),
-                              int(width * (c + 0.3) / 8) : int(width * (c + 0.7) / 8)].mean()
-                        for c in range(8)
-                    ]
-                    for r in range(2)
-                ]  # fmt: skip
-                assert np.argmax(cells) == ROW * 8 + COL
-                others = np.delete(np.ravel(cells), ROW * 8 + COL)
-                assert cells[ROW][COL] > 1.5 * others.max()
+        with opened(browser, report) as page:
+            page.page.focus("#layer")
+            page.page.keyboard.press("Home")
+            for layer in range(5):
+                assert page.page.locator("#layer").input_value() == str(layer)
+                for which, name in enumerate(("attention", "contribution")):
+                    shown = values(tokens, "a", layer, name)
+                    expected = painted(shown, 0, shown.max(), root=True)
+                    assert_looks(page.pixels(f".panel:nth-child({which + 1}) .map canvas"), expected)
+                page.page.keyboard.press("ArrowRight")
+
+    def test_a_scale_for_all_layers_and_one_that_is_linear(
+        self, browser: Browser, report: Path, tokens: pd.DataFrame
+    ) -> None:
+        own = tokens[tokens["sample"] == "b"]
+        hash_ = "#sample=b&layer=3&first=value_norm&second=ffn_cosine&scale=all"
+        with opened(browser, report, hash_) as page:
+            shown = values(tokens, "b", 3, "value_norm")
+            expected = painted(shown, 0, own["value_norm"].max(), root=False)
+            assert_looks(page.pixels(".panel:nth-child(1) canvas"), expected)
+            ends = own["ffn_cosine"].min(), own["ffn_cosine"].max()
+            expected = painted(values(tokens, "b", 3, "ffn_cosine"), *ends, root=False)
+            assert_looks(page.pixels(".panel:nth-child(2) canvas"), expected)
+            ends_shown = page.page.locator(".panel:nth-child(2) .ends span").all_inner_texts()
+            assert float(ends_shown[0]) == pytest.approx(ends[0], rel=1e-4)
+            assert float(ends_shown[2]) == pytest.approx(ends[1], rel=1e-4)
+
+    def test_pointing_shows_all_numbers_of_a_patch(
+        self, browser: Browser, report: Path, tokens: pd.DataFrame
+    ) -> None:
+        with opened(browser, report, "#sample=b&layer=2") as page:
+            page.page.locator(".map").first.scroll_into_view_if_needed()
+            for cell, which in ((0, 0), (4, 1), (13, 0), (15, 1)):
+                point(page, cell, which)
+                shown = numbers(page)
+                measured = {q.name for q in QUANTITIES} - {"removal_effect"}
+                assert set(shown) == measured
+                for name, text in shown.items():
+                    # At least four significant digits, and right ones.
+                    digits = re.sub(r"e.*|[^\d]", "", text).lstrip("0")
+                    assert len(digits) >= 4
+                    expected = values(tokens, "b", 2, name)[cell]
+                    assert float(text) == pytest.approx(expected, rel=6e-5)
+                for strength, dim in zip(("sink_strength", "sink_strength_4"), DIMS[::3], strict=True):
+                    said = page.text(f"#patch tr[data-name={strength}] td:last-child")
+                    assert said == f"dimension {values(tokens, 'b', 2, dim)[cell]:.0f}"
+                assert f"row {cell // COLS}, column {cell % COLS}, position {cell + 1}" in page.text(
+                    "#patch h4"
+                )
+            assert "Structural Anchor" not in page.text("#patch")
+            point(page, 4)  # position 5: the anchor
+            assert "Structural Anchor" in page.text("#patch")
+
+    def test_sinks_are_outlined_where_they_are(self, browser: Browser, report: Path) -> None:
+        marks = ".panel:first-child .mark:not(.chosen)"
+        for sample, layer, expected in (
+            ("a", 2, [("mark dump", "2", "0")]),
+            ("b", 2, [("mark anchor", "4", "0")]),
+            ("b", 4, [("mark anchor", "4", "0")]),
+            ("b", 3, []),
+        ):
+            with opened(browser, report, f"#sample={sample}&layer={layer}") as page:
+                found = page.page.eval_on_selector_all(
+                    marks,
+                    "marks => marks.map(mark => [mark.getAttribute('class'), mark.firstChild.getAttribute('x'), "
+                    "mark.firstChild.getAttribute('y')])",
+                )
+                assert [tuple(each) for each in found] == expected
+
+    def test_prompt_and_answer(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report) as page:
+            assert page.text("#question") == "what is a?"
+            assert page.text("#answers") == "model crimson. ✓ accepted accepted red, Crimson"
+            page.page.get_by_text("The prompt as the model got it").click()
+            assert page.text("#prompt") == "USER: <image> what is a? ASSISTANT:"
+            page.page.select_option("#sample", "0 b")
+            assert page.text("#question") == "what is b?"
+
+    def test_panels_keep_the_proportions_of_the_image(self, browser: Browser, report: Path) -> None:
+        for width in (375, 1100):
+            with opened(browser, report, width=width) as page:
+                for box in page.page.locator(".map").all():
+                    found = box.bounding_box()
+                    assert found is not None
+                    assert found["width"] > 100
+                    assert found["width"] / found["height"] == pytest.approx(4, rel=0.02)
+
+
+class TestAddress:
+    def test_a_link_leads_to_the_same_view(
+        self, browser: Browser, report: Path, tokens: pd.DataFrame
+    ) -> None:
+        with opened(browser, report) as page:
+            page.page.select_option("#sample", "0 b")
+            page.page.select_option("#first", "sink_strength")
+            page.page.select_option("#second", "value_norm")
+            page.page.select_option("#scale", "all")
+            page.page.locator("#layer").fill("1")
+            page.page.locator(".map").nth(1).scroll_into_view_if_needed()
+            point(page, 9, 1)
+            page.page.mouse.down()
+            page.page.mouse.up()
+            page.page.locator("#theme").click()
+            page.page.locator("#layers-0 th button").nth(1).click()
+            link = page.page.url
+            state = page.page.evaluate("JSON.stringify(report.state)")
+            seen = page.pixels(".map canvas"), page.text("#patch"), page.text("#layers-0 tbody")
+        with opened(browser, report, f"#{link.split('#')[1]}") as page:
+            assert page.page.evaluate("JSON.stringify(report.state)") == state
+            np.testing.assert_array_equal(page.pixels(".map canvas"), seen[0])
+            assert page.text("#patch") == seen[1]
+            assert f"{values(tokens, 'b', 1, 'value_norm')[9]:.4f}"[:5] in seen[1]
+            assert page.text("#layers-0 tbody") == seen[2]
+            assert page.page.evaluate("document.documentElement.dataset.theme") == "light"
+
+    def test_what_the_page_does_not_offer_is_passed_over(self, browser: Browser, report: Path) -> None:
+        odd = (
+            "#sample=zzz&layer=99&first=constructor&second=%3Cb%3E&scale=x&run=7&patch=-1&sort=a:b:c&theme=x"
+        )
+        with opened(browser, report, odd) as page:
+            state = json.loads(page.page.evaluate("JSON.stringify(report.state)"))
+            assert (state["sample"], state["layer"], state["first"], state["patch"]) == (
+                "a",
+                2,
+                "attention",
+                None,
+            )
+
+    def test_a_section_link_keeps_the_view(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report, "#sample=b&layer=4") as page:
+            page.page.get_by_role("link", name="Tables").click()
+            page.page.wait_for_function("location.hash.includes('layer=4')")
+            assert page.text("#question") == "what is b?"
+
+
+class TestKeys:
+    def test_keys(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report, "#layer=2") as page:
+            press = page.page.keyboard.press
+            at = "[report.state.layer, report.state.sample, report.state.patch, report.state.scale]"
+            page.page.locator(".map").first.focus()
+            for keys, expected in (
+                (["ArrowLeft"], [2, "a", 1, "layer"]),  # from nowhere, to the first patch
+                (["ArrowDown", "ArrowRight", "ArrowRight"], [2, "a", 11, "layer"]),
+                (["ArrowDown"], [2, "a", 11, "layer"]),  # the edge
+                (["j", "j", "k", "s"], [3, "a", 11, "all"]),
+                (["n"], [3, "b", None, "all"]),
+                (["ArrowRight", "n", "p", "Escape"], [3, "b", None, "all"]),
+            ):
+                for key in keys:
+                    press(key)
+                assert page.page.evaluate(at) == expected
+            assert page.page.evaluate("document.activeElement.className") == "map"
+            press("q")
+            assert page.page.locator("#first").input_value() == "contribution"
+            page.page.locator("#chart-ffn_cosine svg[role=slider]").focus()
+            press("ArrowLeft")
+            assert page.page.evaluate("report.state.layer") == 2
+            press("End")
+            assert page.page.locator("#layer").input_value() == "4"
+            press("j")  # letters are the explorer's alone
+            assert page.page.evaluate("report.state.layer") == 4
+
+    def test_everything_has_a_name(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report) as page:
+            nameless = page.page.evaluate(
+                """() => [...document.querySelectorAll("button, select, input, a, [role=slider], [role=application]")]
+                .filter(e => e.checkVisibility() && !(e.getAttribute("aria-label") || e.textContent.trim()
+                  || e.labels?.length)).map(e => e.outerHTML.slice(0, 80))"""
+            )
+            assert nameless == []
+
+
+class TestPlots:
+    def test_hovering_reads_all_plots_at_the_layer(self, browser: Browser, run: Path, report: Path) -> None:
+        found = findings.find(LayerProfile.load(run), tau=synthetic.TAU)
+        assert found.layers is not None
+        with opened(browser, report) as page:
+            plot = page.page.locator("#chart-ffn_cosine svg[role=slider]")
+            plot.scroll_into_view_if_needed()
+            for layer in (0, 3):
+                box = plot.bounding_box()
+                assert box is not None
+                left, right = 58, box["width"] - 12
+                page.page.mouse.move(box["x"] + left + (layer + 0.5) / 5 * (right - left), box["y"] + 100)
+                said = page.text("#chart-ffn_cosine .readout")
+                row = found.layers.iloc[layer]
+                numbers = re.fullmatch(rf"Layer {layer}: visual tokens ([\d.]+) · text tokens ([\d.]+)", said)
+                assert numbers is not None
+                assert float(numbers[1]) == pytest.approx(row["visual_cosine"], abs=6e-6)
+                assert float(numbers[2]) == pytest.approx(row["text_cosine"], abs=6e-6)
+                assert page.text("#chart-value_norm .readout").startswith(f"Layer {layer}: ")
+            page.page.mouse.down()
+            page.page.mouse.up()
+            assert page.page.locator("#layer").input_value() == "3"
+
+    def test_downloads(self, browser: Browser, run: Path, report: Path, tokens: pd.DataFrame) -> None:
+        found = findings.find(LayerProfile.load(run), tau=synthetic.TAU)
+        assert found.layers is not None
+
+        def download(selector: str) -> list[dict[str, str]]:
+            with page.page.expect_download() as waited:
+                page.page.locator(selector).click()
+            text = Path(waited.value.path()).read_text(encoding="utf-8")
+            return list(csv.DictReader(text.splitlines()))
+
+        with opened(browser, report, "#sample=b") as page:
+            rows = download("#chart-ffn_cosine .csv")
+            np.testing.assert_allclose(
+                [float(row["visual tokens"]) for row in rows], found.layers["visual_cosine"]
+            )
+            rows = download("#tables .csv[data-table=layers-0]")
+            np.testing.assert_allclose(
+                [float(row["FFN cosine, text"]) for row in rows], found.layers["text_cosine"]
+            )
+            rows = download("#download-tokens")
+            assert len(rows) == 5 * N_VISUAL
+            own = tokens[tokens["sample"] == "b"].sort_values(["layer", "position"])
+            for name in ("attention", "ffn_cosine", "value_norm"):
+                np.testing.assert_allclose([float(row[name]) for row in rows], own[name], rtol=2e-5)
+            assert [int(row["sink_dim"]) for row in rows] == own["sink_dim"].tolist()
+            assert [row["role"] for row in rows if row["role"]] == ["anchor", "anchor"]
+
+    def test_sorting(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report) as page:
+            head = page.page.locator("#layers-0 th[scope=col]").nth(1)
+            for direction in ("ascending", "descending"):
+                head.locator("button").click()
+                assert head.get_attribute("aria-sort") == direction
+                found = page.page.eval_on_selector_all(
+                    "#layers-0 tbody tr", "rows => rows.map(row => Number(row.cells[1].dataset.value))"
+                )
+                assert found == sorted(found, reverse=direction == "descending")
+                assert len(set(found)) == 5
+
+
+class TestSeveralRuns:
+    @pytest.fixture(scope="class")
+    def two(self, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("two")
+        other = profile(folder / "other", seed=3, model=EVIL, weights_hash="0" * 64)
+        runs.add_examples(other, {"c": runs.picture(seed=5)})
+        return write_report([run, other], folder / "two.html")
+
+    def test_the_same_plots_for_each(self, browser: Browser, two: Path) -> None:
+        with opened(browser, two) as page:
+            assert page.page.locator("#chart-ffn_cosine polyline").count() == 4
+            assert page.page.locator("#chart-ffn_cosine polyline.run-1").count() == 2
+            legend = page.text("#chart-value_norm .legend")
+            assert f"{EVIL}: visual tokens" in legend
+            assert "made-up: visual tokens" in legend
+            page.page.select_option("#sample", "1 c")
+            assert page.page.evaluate("[report.state.run, report.state.sample]") == [1, "c"]
+            assert f"sample c · task colour · {EVIL}" == page.text("#sample-facts")
+            assert page.page.evaluate("window.hit") is None
+
+    def test_on_a_phone(self, browser: Browser, two: Path) -> None:
+        with opened(browser, two, "#run=1&sample=c&patch=3", width=375) as page:
+            assert page.page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+class TestLooks:
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_text_can_be_read(self, scheme: str, browser: Browser, report: Path) -> None:
+        with opened(browser, report, "#sample=b&layer=2&patch=5", scheme=scheme) as page:
+            found = page.contrasts()
+            assert len(found) > 200
+            assert [each for each in found if each[1] < 4.5] == []
+            dark = page.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (max(map(int, re.findall(r"\d+", dark))) < 60) == (scheme == "dark")
+
+    @pytest.mark.parametrize("width", [375, 700, 1100])
+    def test_nothing_is_wider_than_the_page(self, width: int, browser: Browser, report: Path) -> None:
+        with opened(browser, report, "#sample=b&layer=2&patch=5", width=width) as page:
+            assert page.page.evaluate("document.documentElement.scrollWidth") == width
+            over = page.page.evaluate(
+                """() => [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, svg, pre"))
+                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 0.5)
+                .map(e => e.outerHTML.slice(0, 80))"""
+            )
+            assert over == []
+
+    def test_the_theme_can_be_chosen(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report, "#theme=dark") as page:
+            back = "getComputedStyle(document.body).backgroundColor"
+            dark = page.page.evaluate(back)
+            page.page.locator("#theme").click()
+            assert page.page.evaluate(back) != dark
+
+
+class TestWordsOfOthers:
+    def test_markup_stays_text(self, browser: Browser, tmp_path: Path) -> None:
+        path = profile(
+            tmp_path / "run", model=EVIL, versions={EVIL: EVIL}, skipped=[{"sample": EVIL, "reason": EVIL}]
+        )
+        table = LayerProfile.load(path).samples
+        assert len(table) == 0
+        runs.add_examples(
+            path, {"a": runs.picture()}, question=EVIL, prompt=EVIL, generated=EVIL, answers=[EVIL], task=EVIL
+        )
+        with opened(browser, write_report(path)) as page:
+            assert page.text("#question") == EVIL
+            assert page.text("h1") == EVIL
+            page.page.get_by_text("The prompt as the model got it").click()
+            assert page.text("#prompt") == EVIL
+            assert EVIL in page.text("#answers")
+            assert EVIL in page.text("#sample-facts")
+            assert EVIL in page.text("#settings")
+            assert page.page.title() == f"{EVIL}: layer profile"
+            page.page.wait_for_timeout(50)
+            assert page.page.evaluate("window.hit") is None
+            assert page.page.locator("img[src=x]").count() == 0
+
+    def test_no_other_script_may_run(self, browser: Browser, report: Path) -> None:
+        page = browser.new_page()
+        page.goto(report.as_uri())
+        page.evaluate(
+            """() => {
+              const script = document.createElement("script");
+              script.textContent = "window.hit = 1";
+              document.body.append(script);
+              document.body.insertAdjacentHTML("beforeend", '<p id="late" onclick="window.hit = 2">x</p>');
+            }"""
+        )
+        page.locator("#late").dispatch_event("click")
+        assert page.evaluate("window.hit") is None
+        page.close()
+
+
+class TestTilesAndSeveralImages:
+    def test_each_cell_shows_its_own_token(self, browser: Browser, tmp_path: Path) -> None:
+        """Two images: the first of 1 x 2 tiles of 2 x 3 tokens with a thumbnail, the second plain, 3 rows of 2."""
+        world = synthetic.World(samples=("a",), side=5, cosines=runs.COSINES)
+        table = synthetic.tokens(world)
+        table = table[(table["kind"] == "text") | (table["position"] <= 24)].copy()
+        places = [(0, tile, row, col) for tile in (0, 1, -1) for row in range(2) for col in range(3)]
+        places += [(1, 0, row, col) for row in range(3) for col in range(2)]
+        for number, name in enumerate(("image", "tile", "row", "col")):
+            visual = table["kind"] == "visual"
+            table.loc[visual, name] = [
+                places[position - 1][number] for position in table.loc[visual, "position"]
+            ]
+        path = runs.write(tmp_path / "run", table, world)
+        picture = runs.picture(96, 32)
+        images = [
+            {"file": "0-0.png", "grid": [2, 3], "tile_grid": [1, 2]},
+            {"file": "0-1.png", "grid": [3, 2], "tile_grid": [1, 1]},
+        ]
+        runs.add_examples(path, {"a": picture}, images=images)
+        Image.new("RGB", (20, 30), "teal").save(path / "examples" / "0-1.png")
+        tokens = LayerProfile.load(path).tokens
+        tokens = tokens[tokens["kind"] == "visual"]
+        with opened(browser, write_report(path), "#layer=3&second=") as page:
+            captions = page.page.locator(".original figcaption").all_inner_texts()
+            assert captions == [
+                "image 1 of 2, 1 × 2 tiles, as the model sees it; 2 × 6 visual tokens",
+                "image 1 of 2, thumbnail, as the model sees it; 2 × 3 visual tokens",
+                "image 2 of 2, as the model sees it; 3 × 2 visual tokens",
+            ]
+            # The second row of the second tile; the thumbnail's last cell; the second image's third row.
+            for which, grid, cell, place in (
+                (0, (2, 6), 6 + 4, (0, 1, 1, 1)),
+                (1, (2, 3), 5, (0, -1, 1, 2)),
+                (2, (3, 2), 4, (1, 0, 2, 0)),
+            ):
+                page.page.locator(".map").nth(which).scroll_into_view_if_needed()
+                point(page, cell, which, grid)
+                token = places.index(place)
+                expected = values(tokens, "a", 3, "attention")
+                assert float(numbers(page)["attention"]) == pytest.approx(expected[token], rel=6e-5)
+                shown = page.page.evaluate(
+                    "([which, x, y]) => [...document.querySelectorAll('.map canvas')[which].getContext('2d')"
+                    ".getImageData(x, y, 1, 1).data]",
+                    [which, cell % grid[1], cell // grid[1]],
+                )
+                # One colour scale for all pictures of a sample.
+                assert_looks(np.array(shown, float), painted(expected[[token]], 0, expected.max(), root=True))
+            assert "image 1, thumbnail, row 1, column 2" not in page.text("#patch")
+            assert "image 2, tile 0, row 2, column 0, position 23" in page.text("#patch h4")
+
+
+class TestPrunedAnswers:
+    def test_dropped_tokens_are_covered_from_their_layer_on(self, browser: Browser, tmp_path: Path) -> None:
+        world = synthetic.World(sinks=runs.SINKS, cosines=runs.COSINES)
+        path = tmp_path / "run"
+        runs.write(path, runs.tokens(world), world, weights_hash=WEIGHTS)
+        samples = pd.DataFrame(
+            {"sample": ["a", "b"], "task": "", "images": ["k" * 16, "m" * 16], "n_images": 1}
+        )
+        samples.astype({"n_images": "int32"}).to_parquet(path / "samples.parquet", index=False)
+        runs.add_examples(path, {"a": runs.picture(), "b": runs.picture()})
+        kept = {"1": [1, 2, 3, 9, 10], "3": [2, 9]}
+        answer = {
+            "prompt": "what is a?", "images_key": "k" * 16, "weights_hash": WEIGHTS, "kept": kept,
+            "pruned": {"answer": EVIL},
+            "pruner": {"method": "capa", "layers": [1, 3], "keep": [0.3, 0.1], "score_at": "previous"},
+        }  # fmt: skip
+        (tmp_path / "answer.json").write_text(json.dumps(answer))
+        file = write_report([path, tmp_path / "answer.json"])
+        label = "capa, keep 0.3 and 0.1 before layers 1, 3"
+        with opened(browser, file, f"#sample=a&pruned={quote(label)}&patch=1") as page:
+            assert f"{label} {EVIL}" in page.text("#answers")
+            for layer, seen in (
+                (0, range(1, 17)),
+                (1, kept["1"]),
+                (2, kept["1"]),
+                (3, kept["3"]),
+                (4, kept["3"]),
+            ):
+                page.page.locator("#layer").fill(str(layer))
+                path_data = page.page.locator(".map path.dropped").first.get_attribute("d") or ""
+                cells = {(int(x), int(y)) for x, y in re.findall(r"M(\d+) (\d+)h1v1h-1z", path_data)}
+                assert cells == {((p - 1) % COLS, (p - 1) // COLS) for p in range(1, 17) if p not in seen}
+                words = page.text("#patch")
+                assert ("dropped" in words, "kept" in words) == (layer >= 3, layer in (1, 2))
+            page.page.select_option("#sample", "0 b")
+            assert not page.page.locator("#pruned").is_visible()

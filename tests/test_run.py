@@ -17,8 +17,10 @@ import capa_probe as cp
 from capa_probe.benchmark.one_prompt import OnePrompt, ranges, run_one_prompt
 from capa_probe.benchmark.timing import time_interleaved
 from capa_probe.demo import demo_data_path, demo_model_path
+from capa_probe.describing import weights_hash
 from capa_probe.pruning import CAPA, FastV, Pruner, Random
 from capa_probe.pruning.ffn import HadamardFFN, SkipFFN
+from capa_probe.samples import Fingerprint
 from tests import processors, tiny
 from tests import pruned_reference as reference
 from tests.test_cli import invoke
@@ -148,6 +150,9 @@ class TestNumbers:
         assert len(content["vanilla"]["step_seconds"]) == len(content["prefill_speedups"]) == 2
         one, two = content["vanilla"]["step_seconds"][1], content["pruned"]["step_seconds"][1]
         assert content["step_speedups"][1] == pytest.approx(one / two)
+        kept = content["kept"]
+        assert {layer: len(positions) for layer, positions in kept.items()} == {"1": 16, "3": 8}
+        assert set(kept["3"]) < set(kept["1"])
 
     def test_ranges(self) -> None:
         assert ranges([9, 9, 4, 4, 4, 1]) == [("0-1", 9), ("2-4", 4), ("5", 1)]
@@ -246,6 +251,9 @@ class TestCommand:
         }
         assert content["pruned"]["visual_tokens"] == [144] * 3 + [36] * 5
         assert content["pruned"]["answer"] == answer
+        assert len(content["kept"]["3"]) == 36
+        assert content["images_key"] == Fingerprint().add(self.SAMPLE)
+        assert content["weights_hash"] == weights_hash(cp.HookedLVLM.from_pretrained(demo_model_path()).model)
         assert done.stderr.strip() == ""
 
     def test_several_images(self) -> None:

@@ -81,6 +81,8 @@ class OnePrompt:
         compared_token: which generated token's distributions are compared, from 1: the first that pruning can change.
         kl: KL(vanilla || pruned) of the two, in nats; NaN where there is none.
         hellinger: their Hellinger distance; likewise.
+        kept: pruning layer to the positions of the visual tokens that were kept; with re-scoring at every step, in
+            the first step.
     """
 
     vanilla: Side
@@ -91,6 +93,7 @@ class OnePrompt:
     compared_token: int = 1
     kl: float = math.nan
     hellinger: float = math.nan
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def speedups(self, what: Literal["prefill", "step"]) -> list[float]:
         """Vanilla time over pruned time, one number per repeat; none where nothing was timed."""
@@ -106,6 +109,7 @@ class OnePrompt:
             "n_text": self.n_text,
             "vanilla": self.vanilla.as_json(),
             "pruned": None if self.pruned is None else self.pruned.as_json(),
+            "kept": {str(layer): list(positions) for layer, positions in self.kept.items()},
             "kept_per_step": list(self.kept_per_step),
             "compared_token": self.compared_token,
             "kl_nats": _number(self.kl),
@@ -156,7 +160,16 @@ def run_one_prompt(
     assert trace is not None
     left = tuple(trace.visual_tokens[:, 0].tolist())
     pruned = _side(answers[1], times[1], left, _pruned_cost(lvlm, inputs, pruner, trace))
-    return OnePrompt(vanilla, pruned, n_visual, n_text, **_compared(pruner, answers))
+    return OnePrompt(vanilla, pruned, n_visual, n_text, kept=_kept(trace), **_compared(pruner, answers))
+
+
+def _kept(trace: Trace) -> dict[int, tuple[int, ...]]:
+    """Positions of the visual tokens that each pruning layer kept."""
+    sets = trace.steps[0] if trace.steps else trace.kept
+    return {
+        layer: tuple((kept & trace.visual)[0].nonzero()[:, 0].tolist())
+        for layer, kept in sorted(sets.items())
+    }
 
 
 def _side(answer: _Answer, times: Times, visual_tokens: tuple[int, ...], costs: Mapping[str, Cost]) -> Side:

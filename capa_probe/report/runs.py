@@ -167,7 +167,7 @@ def _of_weights(runs: list[ShownRun], weights: str, path: Path) -> list[ShownRun
     own = [run for run in runs if str(run.prof.manifest.get("weights_hash")) == weights]
     if not own:
         raise CapaProbeError(
-            f"{path} is of other weights ({weights[:_HASH_DIGITS]}) than the profiles given; give a profile of the same "
-            "model as well."
+            f"{path} is of other weights ({weights[:_HASH_DIGITS]}) than the profiles given; give a profile of the "
+            "same model as well."
         )
     return own

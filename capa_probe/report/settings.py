@@ -1,15 +1,12 @@
-"""Settings, versions and commands: what it takes to make a run again."""
+"""Settings and versions: what a run was made with."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from capa_probe.findings import Findings
-from capa_probe.probes import PROBES, choose_probes
 
 #: Part of a manifest to its heading and, in order, the keys that have words of their own.
 _MODEL = {
@@ -46,11 +43,6 @@ _THRESHOLDS = {
     "max_share": "largest share of tokens for a sink dimension",
 }
 
-#: What ``--dtype`` takes.
-_DTYPES = ("float32", "bfloat16", "float16")
-_PROBES = set(PROBES)
-_DEFAULT_PROBES = {probe.name for probe in choose_probes("default")}
-
 #: Samples that were left out are listed up to this many.
 _MOST_ROWS = 20
 
@@ -86,39 +78,6 @@ def tables(manifest: Mapping[str, Any], findings: Findings | None) -> dict[str, 
         }.items()
         if rows
     }
-
-
-def commands(run: Path, manifest: Mapping[str, Any], tau: float | str, eta: float) -> list[str]:
-    """The command lines that make the run, and this report of it."""
-    settings = manifest.get("settings", {})
-    model = str(manifest.get("model", "MODEL"))
-    options: list[Any] = ["--out", run]
-    for name, flag, default in (
-        ("limit", "--limit", None),
-        ("steps", "--steps", 0),
-        ("batch_size", "--batch-size", 1),
-        ("rows", "--rows", "visual" if settings.get("steps") else "all"),
-    ):
-        if settings.get(name, default) != default:
-            options += [flag, settings[name]]
-    if manifest.get("dtype") in _DTYPES:
-        options += ["--dtype", manifest["dtype"]]
-    probes = settings.get("probes")
-    if probes and set(probes) != _DEFAULT_PROBES:
-        options += ["--probes", "all" if set(probes) == _PROBES else ",".join(probes)]
-    if manifest.get("sink_dims"):
-        options += ["--sink-dims", ",".join(map(str, manifest["sink_dims"]))]
-    if manifest.get("revision"):
-        options += ["--revision", manifest["revision"]]
-    if tau != "auto":
-        options += ["--tau", tau]
-    if eta != 0.96:
-        options += ["--eta", eta]
-    profile = shlex.join(["capa-probe", "profile", model])
-    return [
-        f"{profile} DATA {shlex.join(map(str, options))}",
-        shlex.join(["capa-probe", "report", str(run)]),
-    ]
 
 
 def _asked(findings: Findings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ import pandas as pd
 from capa_probe.analysis import layer_ranges
 from capa_probe.examples import Example
 from capa_probe.findings import Findings
+from capa_probe.measures import TAU
+from capa_probe.report.costs import Cost, points
 
 #: Fewer samples than this say little about a model.
 FEW_SAMPLES = 20
+#: Height of the highest bar of the strip, in units of its drawing.
+BAR_HEIGHT = 44.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,15 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """Part of a layer's bar in the strip: a role, and where it is drawn."""
+
+    role: str
+    top: float
+    height: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """One layer in the strip.
 
@@ -35,16 +48,14 @@ class Cell:
         layer: from 0.
         ffn: "only" (redundant for visual tokens only), "both" (for text too), "no", or "" where not known.
         sinks: how many; None where not known.
-        shares: role to its share of the layer's sinks in per cent, without those that are 0.
-        height: of the layer's bar in per cent of the highest.
+        bars: its sinks by role, one upon the other.
         title: the numbers in words.
     """
 
     layer: int
     ffn: str
     sinks: int | None
-    shares: Mapping[str, float]
-    height: float
+    bars: tuple[Bar, ...]
     title: str
 
 
@@ -54,12 +65,12 @@ def model_name(manifest: Mapping[str, Any]) -> str:
     return Path(name).name or name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
-def tiles(manifest: Mapping[str, Any], findings: Findings | None) -> list[Tile]:
+def tiles(manifest: Mapping[str, Any], findings: Findings | None, costs: Sequence[Cost] = ()) -> list[Tile]:
     """The numbers at the top."""
     n_layers = int(manifest["n_layers"])
     shown = [Tile("samples", f"{int(manifest['n_samples']):,}", _tokens(findings))]
     if findings is None:
-        return shown
+        return [*shown, _cost(costs)]
     by_layer = findings.by_layer
     if by_layer is not None:
         n_sinks = int(by_layer["n_sinks"].sum())
@@ -79,7 +90,48 @@ def tiles(manifest: Mapping[str, Any], findings: Findings | None) -> list[Tile]:
             if findings.layers["n_text"].all()
             else Tile("for visual tokens only", "–", "no text tokens"),
         ]
-    return shown
+    return [*shown, _cost(costs)]
+
+
+def warnings(manifest: Mapping[str, Any], findings: Findings | None) -> list[str]:
+    """The gravest cautions in a few words each; :func:`cautions` has them in full."""
+    said = []
+    n = int(manifest["n_samples"])
+    if n < FEW_SAMPLES:
+        said.append("a single sample" if n == 1 else f"few samples: {n}")
+    if findings is None:
+        return [*said, "nothing could be analysed"]
+    if findings.by_layer is None:
+        said.append("sinks not known")
+    elif findings.tau < TAU and math.sqrt(width := int(manifest["d_model"])) <= TAU:
+        most = f"φ is at most {math.sqrt(width):.3g} at width {width}"
+        said.append(f"τ = {TAU:g} cannot be reached ({most}); τ = {findings.tau:g} is used instead")
+    if (
+        findings.bimodality is not None
+        and findings.by_layer is not None
+        and findings.by_layer["n_sinks"].any()
+    ):
+        verdict = findings.bimodality.loc[findings.bimodality["layer"] < 0, "verdict"].iloc[0]
+        if verdict == "too few":
+            said.append("too few sinks to tell dumps from anchors")
+        elif verdict != "bimodal":
+            said.append(f"weak bimodality: dumps and anchors may be one kind ({verdict})")
+    if findings.layers is None:
+        said.append("redundant layers not known")
+    return said
+
+
+def _cost(costs: Sequence[Cost]) -> Tile:
+    """What keeping a quarter of the visual tokens costs."""
+    label = "keeping 25 % of visual tokens"
+    if not costs:
+        return Tile(label, "not known", "give a run of confirm or depth as well")
+    worst, best = (of(costs, key=lambda cost: cost.change) for of in (min, max))
+    value, layers = points(best.change), f"before layer {best.layer}"
+    if points(worst.change) != value:
+        value = f"{points(worst.change)} to {value}"
+        layers = f"before layer {worst.layer} and {best.layer}"
+    return Tile(label, value, f"points of {best.measure}, {layers}; {best.n:,} questions")
 
 
 def verdict(findings: Findings | None) -> list[str]:
@@ -117,7 +169,8 @@ def strip(manifest: Mapping[str, Any], findings: Findings | None) -> list[Cell]:
     most = max((int(row["n_sinks"]) for row in sinks.values()), default=0)
     cells = []
     for layer in range(int(manifest["n_layers"])):
-        state, number, shares, said = "", None, {}, [f"layer {layer}"]
+        state, number, said = "", None, [f"layer {layer}"]
+        counts: dict[str, int] = {}
         if layer in ffn:
             row = ffn[layer]
             state = "only" if row["visual_only"] else "both" if row["redundant"] else "no"
@@ -130,9 +183,17 @@ def strip(manifest: Mapping[str, Any], findings: Findings | None) -> list[Cell]:
             number = int(row["n_sinks"])
             said.append(f"{number:,} sink{'' if number == 1 else 's'}")
             counts = {role: int(row[f"n_{role}"]) for role in ("dump", "anchor", "undetermined")}
-            shares = {role: 100 * count / number for role, count in counts.items() if count}
-        cells.append(Cell(layer, state, number, shares, 100 * (number or 0) / max(most, 1), "; ".join(said)))
+        cells.append(Cell(layer, state, number, tuple(_stacked(counts, most)), "; ".join(said)))
     return cells
+
+
+def _stacked(counts: Mapping[str, int], most: int) -> Iterator[Bar]:
+    top = BAR_HEIGHT
+    for role, number in counts.items():
+        if number:
+            height = BAR_HEIGHT * number / most
+            top -= height
+            yield Bar(role, top, height)
 
 
 def is_right(example: Example) -> bool | None:
