@@ -12,7 +12,7 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.figures.style import MOST_RUNS, NotebookFigure, headline
 
 #: Inches: left of the panels, right of them, and between rows.
-_LEFT, _RIGHT, _GAP = 0.78, 0.15, 0.72
+_LEFT, _RIGHT, _GAP = 0.9, 0.15, 0.72
 #: Inches that the name of a model takes, left of its row.
 _NAME = 0.28
 _LINE = 0.21
@@ -112,13 +112,11 @@ def _legend_columns(handles: Sequence[Any], room: float) -> tuple[int, int]:
     """How many columns a legend may have in so many inches, and how many lines it then takes."""
     if not handles:
         return 1, 0
-    widths = [0.62 + 0.074 * len(str(handle.get_label())) for handle in handles]
-    for n in range(len(handles), 0, -1):
-        # Columns are filled from top to bottom.
-        lines = -(-len(handles) // n)
-        per_column = [max(widths[i : i + lines]) for i in range(0, len(widths), lines)]
-        if sum(per_column) <= room or n == 1:
-            return n, lines
+    widths = [0.72 + 0.076 * len(str(handle.get_label())) for handle in handles]
+    for n in range(len(handles), 1, -1):
+        # Columns are filled from top to bottom, the first ones with one more.
+        if sum(max(column) for column in np.array_split(widths, n)) <= room:
+            return n, -(-len(handles) // n)
     return 1, len(handles)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import ModelTables, Source
@@ -51,8 +51,8 @@ def training(models: ModelTables) -> Figure:
                 f"The training log of {name} is empty; give the folder of a trained demo model."
             )
     stages = max((list(log["stage"].unique()) for log in logs.values()), key=len)
-    ratios = [0.5 if _asks_nothing(logs, stage) else 1.0 for stage in stages]
-    figure, axes = grid(models, len(stages) + 1, ratios=[*ratios, 1.2], size=(13.4, 3.3))
+    ratios = [0.7 if _asks_nothing(logs, stage) else 1.0 for stage in stages]
+    figure, axes = grid(models, len(stages) + 1, ratios=[*ratios, 1.5], size=(13.4, 3.3))
     n = sorted({int(n) for test in tests.values() for n in test["n"]})
     finish(
         figure, axes, models, f"How the demo model{'s were' if len(models) > 1 else ' was'} trained",
@@ -60,7 +60,7 @@ def training(models: ModelTables) -> Figure:
         "lines of the log, 25 steps each); the stage projector asks nothing\nRight: accuracy on the test split "
         f"(n = {' or '.join(map(str, n))} per task) with Wilson's 95 % interval; grey bar: with a blank image; |: "
         "always giving the most frequent answer",
-        _handles(logs, tests), wspace=0.34, gap=0.95, below=0.5,
+        _handles(logs, tests), wspace=0.28, gap=0.95, below=0.5,
     )  # fmt: skip
     for row, name in zip(axes, models, strict=True):
         log, test = logs[name], tests[name]
@@ -102,6 +102,8 @@ def _loss(panel: Any, log: pd.DataFrame) -> None:
     panel.set_yscale("log")
     panel.tick_params(labelbottom=False, labelsize=8)
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.minorticks_off()
 
 
@@ -115,7 +117,7 @@ def _right(panel: Any, log: pd.DataFrame, looks: Any) -> None:
         colour, marker = looks[task]
         every = max(len(values) // 5, 1)
         panel.plot(
-            values.index, values, color=colour, marker=marker, markersize=4, markevery=(0, every), linewidth=1.0,
+            values.index, values, color=colour, marker=marker, markersize=4, markevery=(0, every), linewidth=0.9,
             label=task,
         )  # fmt: skip
     per_cent(panel.yaxis)
@@ -124,12 +126,14 @@ def _right(panel: Any, log: pd.DataFrame, looks: Any) -> None:
     panel.set_xlabel("step")
     if set(log["stage"]) == {_TOWER}:  # questions of its own
         panel.legend(
-            fontsize=6, loc="lower right", ncols=2, handlelength=1.2, columnspacing=0.8, labelspacing=0.2
+            fontsize=6, loc="lower right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1
         )
 
 
 def _test(panel: Any, test: pd.DataFrame, looks: Any) -> None:
     panel.set_title("test split", loc="left", fontweight="bold", fontsize=9.5)
+    box = panel.get_position()
+    panel.set_position([box.x0 + 0.3 * box.width, box.y0, 0.7 * box.width, box.height])  # room for names
     y = np.arange(len(test))[::-1]
     panel.barh(y, test["blank"], color=FAINT, height=0.62, alpha=0.55, linewidth=0, zorder=1)
     panel.plot(test["majority"], y, linestyle="", marker="|", color=QUIET, markersize=9, markeredgewidth=1.6)
