@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +20,12 @@ from capa_probe import findings
 from capa_probe.cli import app
 from capa_probe.errors import CapaProbeError
 from capa_probe.probes import choose_probes
-from capa_probe.report import settings, words, write_report
+from capa_probe.report import commands, words, write_report
+from capa_probe.schema import MEASURES
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
+from tests.report_pages import Page, decoded, read
 from tests.synthetic import World
-
-#: Elements that have no end tag.
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """A page as a list of elements and as the words a reader sees; refuses tags that do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def attributes(self, *names: str) -> list[str]:
-        return [attributes[name] for _, attributes in self.elements for name in names if name in attributes]
-
-
-def read(file: Path) -> Page:
-    return Page(file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +51,9 @@ class TestContent:
         assert "Layers 2 & 4 have attention sinks; at most in layer" in page.text
         assert "(cosine above η = 0.97); in layer 3 not that of text tokens." in page.text
         assert "Only 3 samples were profiled" in page.text
+        assert "keeping 25 % of visual tokens not known give a run of confirm or depth as well" in page.text
+        assert "few samples: 3" in page.text
+        assert "too few sinks to tell dumps from anchors" in page.text
 
     def test_every_remark_is_there(self, run: Path, page: Page) -> None:
         found = findings.find(LayerProfile.load(run), tau=synthetic.TAU, eta=0.97)
@@ -111,6 +74,8 @@ class TestContent:
             "0 sinks",
             "1 sink",
         ]
+        bars = [(a["class"], a["y"], a["height"]) for tag, a in page.elements if tag == "rect"]
+        assert bars == [("dump", "22.0", "22.0"), ("anchor", "0.0", "22.0"), ("anchor", "22.0", "22.0")]
 
     def test_numbers_of_each_layer(self, run: Path, page: Page) -> None:
         table = findings.find(LayerProfile.load(run), tau=synthetic.TAU, eta=0.97).summary()
@@ -119,52 +84,79 @@ class TestContent:
             line = f"{row.layer} {cosines} {row.n_sinks} {row.n_dump} {row.n_anchor}"
             assert line in page.text
 
-    def test_figures_with_captions(self, page: Page) -> None:
-        labels = page.attributes("aria-label")
-        for heading in (
-            "What the FFN does in each layer",
-            "Attention against contribution",
-            "Sinks per layer and role",
-            "Value norms and residual updates",
+    def test_plots_with_captions(self, page: Page) -> None:
+        for heading, caption in (
+            ("What the FFN turns", "Cosine between"),
+            ("Attention sinks", "Sinks in per cent of"),
+            ("What sinks take", "What sinks have of"),
+            ("What visual tokens get", "Share of the attention of"),
+            ("Norm of value vectors", "Median over a sample's tokens, mean over key-value"),
         ):
-            assert heading in labels
-        for caption in ("Cosine between", "Each point is a visual token", "Above: how many", "L2 norms on"):
+            assert heading in page.text
             (start,) = [m.start() for m in re.finditer(caption, page.text)]
             assert "3 samples" in page.text[start : start + 700]
+        assert page.chart("ffn_cosine")["shaded"] == [2, 3]
+        assert page.chart("ffn_cosine")["marks"] == [[0, 0.97, "η = 0.97"]]
+
+    def test_lines_of_the_plots_are_the_tables(self, run: Path, page: Page) -> None:
+        prof = LayerProfile.load(run)
+        found = findings.find(prof, tau=synthetic.TAU, eta=0.97)
+        assert found.layers is not None
+        assert found.by_layer is not None
+        visual, text = page.chart("ffn_cosine")["lines"]
+        np.testing.assert_allclose(visual["values"], found.layers["visual_cosine"])
+        np.testing.assert_allclose(visual["low"], found.layers["visual_p05"])
+        np.testing.assert_allclose(text["values"], found.layers["text_cosine"])
+        sinks = {line["look"]: line["values"] for line in page.chart("sinks")["lines"]}
+        for role in ("dump", "anchor"):
+            share = 100 * found.by_layer[f"n_{role}"] / found.by_layer["n_visual"]
+            np.testing.assert_allclose(sinks[role], share)
+        tokens = prof.tokens
+        for name in ("value_norm", "contribution"):
+            for line in page.chart(name)["lines"]:
+                own = tokens[tokens["kind"] == line["look"]]
+                medians = own.groupby(["sample", "layer"])[name].median().groupby("layer").mean()
+                np.testing.assert_allclose(line["values"], medians, rtol=1e-5)
+        (attention, _) = page.chart("visual_share")["lines"]
+        sums = tokens.groupby(["sample", "layer", "kind"])["attention"].sum().unstack()
+        share = (100 * sums["visual"] / sums.sum(axis=1)).groupby("layer").mean()
+        np.testing.assert_allclose(attention["values"], share, rtol=1e-4)
+
+    def test_points_of_attention_against_contribution(self, run: Path, page: Page) -> None:
+        tokens = LayerProfile.load(run).tokens
+        layer = page.content["runs"][0]["points"]["layers"][2]
+        assert {role: points["n"] for role, points in layer.items()} == {"": 46, "dump": 1, "anchor": 1}
+        dump = tokens[(tokens["sample"] == "a") & (tokens["layer"] == 2) & (tokens["position"] == 3)]
+        np.testing.assert_allclose(decoded(layer["dump"]["attention"]), dump["attention"], rtol=1e-5)
+        np.testing.assert_allclose(decoded(layer["dump"]["contribution"]), dump["contribution"], rtol=1e-5)
+        assert len(decoded(layer[""]["attention"])) == 46
 
     def test_examples(self, page: Page) -> None:
-        assert "what is a?" in page.text
-        assert "model crimson. ✓ accepted accepted red, Crimson" in page.text
-        assert "USER: <image> what is b? ASSISTANT:" in page.text
-        assert "in layers 0, 1, 2, 3, 4." in page.text  # four, and the one with most sinks
-        assert "2 × 8 visual tokens" in page.text
+        first, second = page.examples
+        assert first["question"] == "what is a?"
+        assert (first["generated"], first["right"], first["answers"]) == (
+            "crimson.",
+            True,
+            ["red", "Crimson"],
+        )
+        assert second["prompt"] == "USER: <image>\nwhat is b? ASSISTANT:"
+        assert first["pictures"][0]["grid"] == [2, 8]
+        # Sample a has a dump in layer 2, sample b an anchor in layers 2 and 4; tokens are counted from the first.
+        assert first["sinks"] == [[2, 2, "dump"]]
+        assert second["sinks"] == [[2, 4, "anchor"], [4, 4, "anchor"]]
 
-    def test_scale_of_every_panel_is_its_largest_value(self, run: Path, page: Page) -> None:
+    def test_numbers_of_the_examples(self, run: Path, page: Page) -> None:
         tokens = LayerProfile.load(run).tokens
-        layers = [0, 1, 2, 3, 4]
-        shown = {
-            a["aria-label"]
-            for tag, a in page.elements
-            if tag == "svg" and "largest" in a.get("aria-label", "")
-        }
-        expected = set()
-        for sample in "ab":
-            for layer in layers:
-                here = tokens[
-                    (tokens["sample"] == sample) & (tokens["layer"] == layer) & (tokens["kind"] == "visual")
-                ]
-                expected |= {
-                    f"{name} in layer {layer}, largest {words.number(here[name].max())}"
-                    for name in ("attention", "contribution")
-                }
-        assert shown == expected
-
-    def test_sinks_are_outlined(self, page: Page) -> None:
-        marks = [
-            a["class"] for tag, a in page.elements if tag == "g" and a.get("class", "").startswith("mark ")
-        ]
-        # Sample a has a dump in layer 2, sample b an anchor in layers 2 and 4; each over attention and contribution.
-        assert marks == ["mark dump"] * 2 + ["mark anchor"] * 4
+        for example in page.examples:
+            own = tokens[(tokens["sample"] == example["id"]) & (tokens["kind"] == "visual")]
+            own = own.sort_values(["layer", "position"])
+            assert example["positions"] == list(range(1, 17))
+            assert set(example["values"]) == set(MEASURES) - {"removal_effect"}
+            for name, text in example["values"].items():
+                column = own[name].to_numpy(float)
+                if name.endswith("cosine"):  # 1 - x, so that cosines near 1 keep their digits
+                    column = 1 - column
+                np.testing.assert_allclose(decoded(text), column, rtol=2.0**-17)
 
     def test_settings_versions_and_commands(self, run: Path, page: Page) -> None:
         for pair in (
@@ -210,40 +202,40 @@ class TestOneFile:
     def test_refers_to_nothing_outside(self, run: Path, page: Page) -> None:
         text = (run / "report.html").read_text()
         for reference in page.attributes("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
-            assert reference.startswith(("#", "data:image/"))
-        assert not {tag for tag, _ in page.elements} & {
-            "script",
-            "link",
-            "iframe",
-            "object",
-            "embed",
-            "base",
-            "form",
-        }
+            assert reference.startswith("#")
+        assert not {tag for tag, _ in page.elements} & {"link", "iframe", "object", "embed", "base", "form"}
         assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-        assert (
-            re.findall(r"url\((?!#)|@import|https?://|//[a-z]+\.[a-z]", re.sub(r"base64,[\w+/=]+", "", text))
-            == []
-        )
+        assert not page.attributes("style")
+        namespace = "http://www.w3.org/2000/svg"
+        assert text.count(namespace) == 1
+        bare = re.sub(r'base64,[\w+/=]+|"[\w+/=]{80,}"', "", text.replace(namespace, ""))
+        assert re.findall(r"url\((?!#)|@import|https?://|//[a-z]+\.[a-z]", bare) == []
 
-    def test_every_reference_in_it_leads_somewhere_once(self, run: Path, page: Page) -> None:
+    def test_every_reference_in_it_leads_somewhere_once(self, page: Page) -> None:
         ids = page.attributes("id")
         assert len(ids) == len(set(ids))
-        text = (run / "report.html").read_text()
-        inside = [name[1:] for name in page.attributes("href") if name.startswith("#")] + re.findall(
-            r"url\(#([^)]+)\)", text
-        )
+        inside = [name[1:] for name in page.attributes("href") if name.startswith("#")]
         assert inside
         assert set(inside) <= set(ids)
+        used = set(re.findall(r'getElementById\("([^"]+)"\)|text\("([\w-]+)"', page.scripts[1]))
+        assert {first or second for first, second in used} <= set(ids)
 
-    def test_forbids_scripts_and_network(self, page: Page) -> None:
+    def test_forbids_other_scripts_and_the_network(self, page: Page) -> None:
         (policy,) = [
             a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"
         ]
-        assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        script, style = (
+            base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            for text in (page.scripts[1], page.styles[0])
+        )
+        assert policy == (
+            f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        assert (len(page.scripts), len(page.styles)) == (2, 1)
 
     def test_all_words_are_escaped(self, tmp_path: Path) -> None:
-        evil = '</title></style><script>alert("1")</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'
+        evil = '</title></style></script><script>alert("1")</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'
         path = runs.write(
             tmp_path / "run",
             model=evil,
@@ -257,16 +249,18 @@ class TestOneFile:
         file = write_report(path)
         page = read(file)
         tags = [tag for tag, _ in page.elements]
-        assert "script" not in tags
-        assert tags.count("img") == 1
-        assert "<script>" not in file.read_text()
+        assert tags.count("script") == 2
+        assert "img" not in tags
+        assert "<script>alert" not in file.read_text()
         assert page.text.count('<script>alert("1")</script>') >= 9
         assert "49" not in [word.strip("}") for word in page.text.split()]
+        for name in ("question", "prompt", "generated", "task"):
+            assert page.examples[0][name] == evil
 
     def test_odd_characters(self, tmp_path: Path) -> None:
         path = runs.write(tmp_path / "run")
         runs.add_examples(path, {"a": runs.picture()}, question="naïve 色 \ud800 \u2028 end")
-        assert "naïve 色 ?" in read(write_report(path)).text
+        assert read(write_report(path)).examples[0]["question"] == "naïve 色 \ud800 \u2028 end"
 
     def test_same_run_same_bytes(self, run: Path, tmp_path: Path) -> None:
         first, second = (write_report(run, tmp_path / name) for name in "ab")
@@ -280,7 +274,8 @@ class TestOneFile:
         photo = Image.fromarray(noise).resize((512, 512))
         runs.add_examples(path, dict.fromkeys("abcd", photo), grid=(24, 24))
         file = write_report(path)
-        assert len([tag for tag, a in read(file).elements if a.get("class") == "heat"]) >= 32
+        assert len(read(file).examples) == 4
+        assert [example["missing"] for example in read(file).examples] == [[]] * 4
         assert file.stat().st_size < 8_000_000
 
     def test_stays_small_with_many_images_per_sample(self, tmp_path: Path) -> None:
@@ -298,15 +293,27 @@ class TestOneFile:
             images=[{"file": "0-0.png", "grid": [24, 24], "tile_grid": [1, 1]}] * 12,
         )
         file = write_report(path)
-        page = read(file)
-        assert file.stat().st_size < 8_000_000
-        shown = [tag for tag, _ in page.elements].count("img")
+        examples = read(file).examples
+        assert file.stat().st_size < 9_000_000
+        said = " ".join(why for example in examples for why in example["missing"])
         left_out = [
-            int(n) for n in re.findall(r"(\d+) more images? of this sample (?:is|are) left out", page.text)
+            int(n) for n in re.findall(r"(\d+) more images? of this sample (?:is|are) left out", said)
         ]
+        shown = sum(len(example["pictures"]) for example in examples)
         assert len(left_out) == 4
         assert shown >= 8
         assert shown + sum(left_out) == 4 * 12
+        # What is always kept, and what goes first.
+        assert {"attention", "contribution", "value_norm"} <= set(examples[0]["values"])
+        assert "left out: Attention from text, Attention cosine, Residual stream" in said
+
+    def test_examples_that_there_is_no_room_for(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("capa_probe.report.build.EXAMPLES_ROOM", 1000)
+        page = read(write_report(run, tmp_path / "small.html"))
+        assert [example["id"] for example in page.examples] == ["a"]
+        assert "1 more example is left out, to keep the report small." in page.text
 
 
 class TestMissingParts:
@@ -323,24 +330,36 @@ class TestMissingParts:
         path = runs.add_examples(runs.write(tmp_path / "run", rows="none"), {"a": runs.picture()})
         page = read(write_report(path))
         assert 'Sinks were not looked for: rows="none" kept no token rows.' in page.text
-        assert 'Nothing is drawn over the images: rows="none"' in page.text
-        assert "Drawn over each image" not in page.text
-        assert len(page.attributes("src")) == 1
+        (example,) = page.examples
+        assert example["missing"] == ['Nothing is drawn over the images: rows="none" kept no token rows.']
+        assert [picture["grid"] for picture in example["pictures"]] == [[0, 0]]
         assert "redundant FFN 2 of 5" in page.text
 
     def test_no_examples(self, tmp_path: Path) -> None:
         assert "This run keeps no examples" in read(write_report(runs.write(tmp_path / "run"))).text
 
     @pytest.mark.parametrize(
-        ("probes", "said", "figures"),
+        ("probes", "said", "plots"),
         [
-            (["ffn_cosine"], "Sinks were not looked for: the profile lacks the probe attention and", 1),
-            (["attention", "contribution", "sink_strength"], "Redundant layers were not looked for", 2),
-            (["residual"], "Redundant layers were not looked for", 1),
+            (
+                ["ffn_cosine"],
+                "Sinks were not looked for: the profile lacks the probe attention and",
+                {"ffn_cosine"},
+            ),
+            (
+                ["attention", "contribution", "sink_strength"],
+                "Redundant layers were not looked for",
+                {"sinks", "sink_shares", "visual_share", "contribution", "sink_strength"},
+            ),
+            (
+                ["residual"],
+                "Redundant layers were not looked for",
+                {"attn_update_norm", "ffn_update_norm", "attn_cosine"},
+            ),
         ],
     )
     def test_probes_that_were_not_run(
-        self, probes: list[str], said: str, figures: int, tmp_path: Path
+        self, probes: list[str], said: str, plots: set[str], tmp_path: Path
     ) -> None:
         table = runs.tokens()
         measured = {
@@ -364,17 +383,12 @@ class TestMissingParts:
         runs.add_examples(path, {"a": runs.picture()})
         page = read(write_report(path))
         assert said in page.text
-        headings = {
-            "What the FFN does in each layer",
-            "Attention against contribution",
-            "Sinks per layer and role",
-            "Value norms and residual updates",
-        }
-        drawn = [a for tag, a in page.elements if tag == "svg" and a.get("aria-label") in headings]
-        assert len(drawn) == figures
-        if "attention" not in probes:
-            assert "Neither attention nor contribution was measured" in page.text
-        assert ("Drawn over each image" in page.text) == ("attention" in probes)
+        charts = page.content["charts"]
+        assert {chart["name"] for chart in charts if chart["lines"]} == plots
+        for chart in charts:
+            assert bool(chart["missing"]) == (chart["name"] not in plots)
+        (example,) = page.examples
+        assert ("attention" in example["values"]) == ("attention" in probes)
 
     def test_threshold_that_the_width_has_no_room_for(self, tmp_path: Path) -> None:
         table = runs.tokens()
@@ -386,17 +400,18 @@ class TestMissingParts:
     def test_an_example_of_another_run(self, tmp_path: Path) -> None:
         path = runs.write(tmp_path / "run")
         runs.add_examples(path, {"a": runs.picture(), "zzz": runs.picture()}, grid=(4, 4))
-        text = read(write_report(path)).text
-        assert "The image that is kept and the visual tokens of this sample do not match." in text
-        assert "It is not known where in the image its visual tokens lie." in text
+        first, second = (example["missing"] for example in read(write_report(path)).examples)
+        assert first == ["The image that is kept and the visual tokens of this sample do not match."]
+        assert second == ["It is not known where in the image its visual tokens lie."]
 
     def test_images_without_a_grid_are_shown_as_they_are(self, tmp_path: Path) -> None:
         images = [{"file": "0-0.png", "grid": None, "tile_grid": None}]
         path = runs.write(tmp_path / "run")
-        page = read(write_report(runs.add_examples(path, {"a": runs.picture()}, images=images)))
-        assert [tag for tag, _ in page.elements].count("img") == 1
-        assert "It is not known where in the image its visual tokens lie." in page.text
-        assert "Drawn over each image" not in page.text
+        (example,) = read(
+            write_report(runs.add_examples(path, {"a": runs.picture()}, images=images))
+        ).examples
+        assert [picture["cells"] for picture in example["pictures"]] == [[]]
+        assert example["missing"] == ["It is not known where in the image its visual tokens lie."]
 
     def test_dimensions_that_there_is_no_room_for(self, tmp_path: Path) -> None:
         """14 massive dimensions, and two published ones that are none."""
@@ -411,7 +426,8 @@ class TestMissingParts:
     def test_damaged_examples(self, tmp_path: Path) -> None:
         path = runs.add_examples(runs.write(tmp_path / "run"), {"a": runs.picture()})
         (path / "examples" / "0-0.png").unlink()
-        assert "0-0.png of the example is missing or cannot be read" in read(write_report(path)).text
+        (example,) = read(write_report(path)).examples
+        assert example["missing"] == ["The image 0-0.png of the example is missing or cannot be read."]
         (path / "examples" / "examples.jsonl").write_text("{")
         assert "examples.jsonl cannot be read" in read(write_report(path)).text
 
@@ -428,7 +444,7 @@ class TestMissingParts:
         assert "A single sample was profiled" in text
 
     def test_fewer_examples(self, run: Path, tmp_path: Path) -> None:
-        assert "what is b?" not in read(write_report(run, tmp_path / "a.html", n_examples=1)).text
+        assert len(read(write_report(run, tmp_path / "a.html", n_examples=1)).examples) == 1
         assert "None were asked for." in read(write_report(run, tmp_path / "b.html", n_examples=0)).text
 
 
@@ -475,7 +491,7 @@ class TestCommandLine:
         file = tmp_path / "a.html"
         done = CliRunner().invoke(app, ["report", str(run), "--out", str(file), "--examples", "1"])
         assert (done.exit_code, done.stdout.strip()) == (0, str(file))
-        assert "what is a?" in read(file).text
+        assert len(read(file).examples) == 1
 
     def test_bad_input_is_one_line_with_status_2(self, tmp_path: Path) -> None:
         for arguments in ([str(tmp_path)], [str(tmp_path), "--examples", "-1"], []):
@@ -485,7 +501,7 @@ class TestCommandLine:
             assert done.stderr.startswith("error: ")
 
     def test_help_has_an_example(self) -> None:
-        assert "capa-probe report runs/demo" in CliRunner().invoke(app, ["report", "--help"]).stdout
+        assert "capa-probe report runs/demo runs/confirm --out demo.html" in CliRunner().invoke(app, ["report", "--help"]).stdout
 
 
 class TestWords:
@@ -531,9 +547,9 @@ class TestWords:
             "model": "my model",
             "settings": {"limit": 5, "steps": 2, "rows": "visual", "batch_size": 1},
         }
-        first, second = settings.commands(Path("a run"), manifest, "auto", 0.96)
+        first = commands.profile(Path("a run"), manifest, "auto", 0.96)
         assert first == "capa-probe profile 'my model' DATA --out 'a run' --limit 5 --steps 2"
-        assert second == "capa-probe report 'a run'"
+        assert commands.report([Path("a run"), Path("b")]) == "capa-probe report 'a run' b"
 
     def test_commands_say_what_the_run_was_made_with(self) -> None:
         default = [probe.name for probe in choose_probes("default")]
@@ -544,7 +560,7 @@ class TestWords:
             (["attention", "residual"], " --probes attention,residual"),
         ):
             manifest = {"model": "m", "dtype": "float16", "settings": {"probes": probes}}
-            first, _ = settings.commands(Path("run"), manifest, "relative", 0.9)
+            first = commands.profile(Path("run"), manifest, "relative", 0.9)
             assert (
                 first == f"capa-probe profile m DATA --out run --dtype float16{said} --tau relative --eta 0.9"
             )

@@ -62,6 +62,14 @@ def tokens(run: Path) -> pd.DataFrame:
     return table[table["kind"] == "visual"]
 
 
+@pytest.fixture(scope="module")
+def two(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    other = profile(folder / "other", seed=3, model=EVIL, weights_hash="0" * 64)
+    runs.add_examples(other, {"c": runs.picture(seed=5)})
+    return write_report([run, other], folder / "two.html")
+
+
 def values(tokens: pd.DataFrame, sample: str, layer: int, name: str) -> np.ndarray:
     """A column of one sample and layer, in the order of positions."""
     own = tokens[(tokens["sample"] == sample) & (tokens["layer"] == layer)].sort_values("position")
@@ -341,13 +349,6 @@ class TestPlots:
 
 
 class TestSeveralRuns:
-    @pytest.fixture(scope="class")
-    def two(self, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("two")
-        other = profile(folder / "other", seed=3, model=EVIL, weights_hash="0" * 64)
-        runs.add_examples(other, {"c": runs.picture(seed=5)})
-        return write_report([run, other], folder / "two.html")
-
     def test_the_same_plots_for_each(self, browser: Browser, two: Path) -> None:
         with opened(browser, two) as page:
             assert page.page.locator("#chart-ffn_cosine polyline").count() == 4

@@ -14,7 +14,7 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.examples import EXAMPLES, Example, read_examples
 from capa_probe.patches import PLACE
 from capa_probe.report import words
-from capa_probe.report.encoding import FLOAT_CHARACTERS, INDEX_CHARACTERS, float24, uint16
+from capa_probe.report.encoding import FLOAT_CHARACTERS, INDEX_CHARACTERS, float24, script_json, uint16
 from capa_probe.report.pictures import pictures
 from capa_probe.report.pruned import kept_tokens
 from capa_probe.report.runs import ShownRun
@@ -94,9 +94,16 @@ def examples(run: ShownRun, n: int, room: float) -> tuple[list[dict[str, Any]], 
     if run.prof.rows != "none":
         tokens = _tokens(run, chosen)
     found: list[dict[str, Any]] = []
+    size = 0
     for example in chosen:
         own = None if tokens is None else tokens[tokens["sample"] == example.id]
-        found.append(_example(run, example, own, room / len(chosen)))
+        made = _example(run, example, own, room / len(chosen))
+        size += len(script_json(made))
+        if found and size > room:
+            n_more = len(chosen) - len(found)
+            more = "1 more example is" if n_more == 1 else f"{n_more} more examples are"
+            return found, f"{more} left out, to keep the report small."
+        found.append(made)
     return found, ""
 
 
