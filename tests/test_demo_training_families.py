@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -350,7 +351,10 @@ def test_batches_can_be_drawn_by_other_processes(name: str) -> None:
 def test_the_saved_model_loads_offline_and_is_the_same(name: str, tmp_path: Path) -> None:
     parts, recipe = fresh(name), SMALL_RECIPES[name]
     made = processor(name)
-    log = [{"stage": stage, "step": 1, "seconds": 60.0, "accuracy": {"color": 0.5}} for stage in NAMES]
+    log = [
+        {"stage": stage, "step": 1, "seconds": 60.0, "loss": 0.7, "accuracy": {"color": 0.5}}
+        for stage in NAMES
+    ]
     result = {"n": 10, "accuracy": 0.9, "low": 0.6, "high": 0.98, "blank": 0.125, "majority": 0.25}
     facts = {
         "accuracy": dict.fromkeys(recipe.world.tasks, result),
@@ -363,6 +367,8 @@ def test_the_saved_model_loads_offline_and_is_the_same(name: str, tmp_path: Path
     folder = tmp_path / recipe.family.folder
     export(parts.lvlm, made, folder, log, facts, recipe)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 24e6
+    logged = pd.read_parquet(folder / "training.parquet")
+    assert logged[["stage", "step", "task"]].to_numpy().tolist() == [[name, 1, "color"] for name in NAMES]
     assert all(v.dtype == torch.float32 for v in load_file(folder / "model.safetensors").values())
     model, loaded = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert type(model) is recipe.family.model_class

@@ -18,7 +18,7 @@ from capa_probe.figures.reading import (
     measured,
     overall,
     per_cent,
-    sizes,
+    sizes_of,
     wanted,
 )
 from capa_probe.figures.style import SCORES, styled
@@ -72,9 +72,7 @@ def accuracy_budget(models: ModelTables) -> Figure:
         for score, (colour, marker) in SCORES.items()
         if score in drawn
     ]
-    size = "; ".join(
-        f"{name}: {sizes(table)}" if len(found) > 1 else sizes(table) for name, table in found.items()
-    )
+    size = sizes_of(found)
     finish(
         figure,
         axes,

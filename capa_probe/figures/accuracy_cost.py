@@ -19,7 +19,7 @@ from capa_probe.figures.reading import (
     measured,
     overall,
     per_cent,
-    sizes,
+    sizes_of,
     wanted,
 )
 from capa_probe.figures.style import FFN, INK, QUIET, SCORES, STAGES, Look, styled
@@ -59,7 +59,7 @@ def accuracy_cost(models: ModelTables) -> Figure:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
     figure, axes = grid(models, 3, size=(11.8, 2.9), sharey=True)
-    stages, said = dict[str, Look](), []
+    stages, wholes, prompts = dict[str, Look](), dict[str, pd.DataFrame](), set[int]()
     for row, (name, tables) in zip(axes, models.items(), strict=True):
         together = overall(wanted(tables, "together", _TOGETHER))
         budget, time = overall(wanted(tables, "budget", _BUDGET)), wanted(tables, "together_time", _TIME)
@@ -73,21 +73,20 @@ def accuracy_cost(models: ModelTables) -> Figure:
         _prefill(row[1], together, time, looks, measure)
         for panel, title in zip(row, _PANELS, strict=True):
             per_cent(panel.yaxis)
-            panel.set_xlim(0, 1.12)
+            panel.set_xlim(0, max(1.12, 1.04 * panel.dataLim.x1))
             panel.set_title(title, loc="left", fontweight="bold")
             panel.xaxis.set_major_locator(MaxNLocator(6))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         row[0].set_ylabel(MEASURE_NAMES[measure])
-        prompts = int(time["n"].max()) if len(time) else 0
-        said.append(
-            f"{name + ': ' if len(models) > 1 else ''}{sizes(together)}, {prompts} prompts timed for the prefill"
-        )
+        wholes[name] = together
+        prompts |= set(time["n"].astype(int))
     for panel in axes[-1]:
         panel.set_xlabel("share of the unpruned model's")
     finish(
         figure, axes, models, "Accuracy against cost",
-        f"{'; '.join(said)}; bars: 95 % bootstrap over images\nFLOPs with vision tower and scoring. Prefill: CAPA and "
-        "the model turn by turn. Whole answer: wall time in batches, each setting run once, so that it is rough",
+        f"{sizes_of(wholes)}, {' or '.join(map(str, sorted(prompts)))} prompts timed for the prefill; bars: 95 % "
+        "bootstrap over images\nFLOPs with vision tower and scoring. Prefill: CAPA and the model turn by turn. Whole "
+        "answer: wall time in batches, each setting run once, so that it is rough",
         _handles(stages), wspace=0.07,
     )  # fmt: skip
     return figure

@@ -18,7 +18,7 @@ from capa_probe.figures.reading import (
     measured,
     overall,
     per_cent,
-    sizes,
+    sizes_of,
     wanted,
 )
 from capa_probe.figures.style import FFN, RULE, styled
@@ -68,11 +68,7 @@ def ffn_kinds(models: ModelTables) -> Figure:
         Line2D([], [], color=colour, marker=marker, markersize=6.5, linewidth=1.1, label=KIND_NAMES[kind])
         for kind, (colour, marker) in FFN.items()
     ]
-    size = "; ".join(
-        f"{name}: {sizes(table)}" if len(found) > 1 else sizes(table)
-        for name, table in found.items()
-        if len(table)
-    )
+    size = sizes_of(found)
     finish(
         figure, axes, found, "FFNs of visual tokens: in full, as a Hadamard product, skipped",
         f"{size}; bars: 95 % bootstrap over images; each group of layers (named by number, from 0) is changed as a "

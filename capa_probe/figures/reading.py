@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,14 @@ def sizes(rows: pd.DataFrame) -> str:
     images = int(rows["n_images"].max())
     n = f"{high:,}" if low == high else f"{low:,} to {high:,}"
     return f"{n} question{'' if high == 1 else 's'} about {images:,} image{'' if images == 1 else 's'}"
+
+
+def sizes_of(models: Mapping[str, pd.DataFrame]) -> str:
+    """The same of several models, said once where it is the same for all; models without rows are left out."""
+    said = {name: sizes(rows) for name, rows in models.items() if len(rows)}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values())) + (" each" if len(said) > 1 else "")
+    return "; ".join(f"{name}: {size}" for name, size in said.items())
 
 
 def per_cent(axis: Any, low: float = -0.03, high: float = 1.03) -> None:

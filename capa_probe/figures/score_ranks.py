@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid
-from capa_probe.figures.reading import ends, interval_columns, overall, sizes, wanted
+from capa_probe.figures.reading import ends, interval_columns, overall, sizes_of, wanted
 from capa_probe.figures.style import INK, QUIET, SCORES, styled
 
 _COLUMNS = [
@@ -69,9 +69,7 @@ def score_ranks(models: ModelTables) -> Figure:
         for score, (colour, marker) in SCORES.items()
         if score in drawn
     ]
-    size = "; ".join(
-        f"{name}: {sizes(table)}" if len(found) > 1 else sizes(table) for name, table in found.items()
-    )
+    size = sizes_of(found)
     finish(
         figure, axes, found, "How well each score foretells what a visual token does",
         f"Mean over samples of the rank correlation over a sample's visual tokens; {size}; bars: 95 % bootstrap over "

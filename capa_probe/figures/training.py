@@ -70,7 +70,7 @@ def training(models: ModelTables) -> Figure:
             above = _split(figure, panel)
             minutes = f" ({own['seconds'].iloc[-1] / 60:.0f} min)" if len(own) else ""
             above.set_title(f"{stage}{minutes}", loc="left", fontweight="bold", fontsize=9.5)
-            _loss(above, own)
+            _loss(above, own, labelled=_asks_nothing(logs, stage))
             _right(panel, own, task_looks(own["task"]) if stage == _TOWER else looks)
             if panel is row[0]:
                 above.set_ylabel("loss")
@@ -96,11 +96,12 @@ def _split(figure: Figure, panel: Any) -> Any:
     return figure.add_axes((box.x0, box.y0 + 0.7 * box.height, box.width, 0.3 * box.height))
 
 
-def _loss(panel: Any, log: pd.DataFrame) -> None:
+def _loss(panel: Any, log: pd.DataFrame, labelled: bool) -> None:
     rows = log.drop_duplicates("step")
     panel.plot(rows["step"], rows["loss"], color=INK, linewidth=1.2)
     panel.set_yscale("log")
-    panel.tick_params(labelbottom=False, labelsize=8)
+    panel.tick_params(labelbottom=labelled, labelsize=8)
+    panel.set_xlabel("step" if labelled else "")
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -125,9 +126,7 @@ def _right(panel: Any, log: pd.DataFrame, looks: Any) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.set_xlabel("step")
     if set(log["stage"]) == {_TOWER}:  # questions of its own
-        panel.legend(
-            fontsize=6, loc="lower right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1
-        )
+        panel.legend(fontsize=6, loc="lower right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
 
 
 def _test(panel: Any, test: pd.DataFrame, looks: Any) -> None:
