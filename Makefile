@@ -52,7 +52,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --nbmake --numprocesses=$(JOBS) --dist=loadfile tests $(wildcard notebooks/*.ipynb)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=120 --numprocesses=$(JOBS) --dist=loadfile tests $(wildcard notebooks/*.ipynb)
 
 bench: $(VENV)/.bench
 	@set -e; found=; for script in benchmarks/[a-z]*.py; do \

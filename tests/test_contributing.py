@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md, carried out on a copy of the project, as a contributor would."""
+"""The worked examples of CONTRIBUTING.md and docs/new-pruner.md, carried out on a copy of the project."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PRUNER_GUIDE = (ROOT / "docs" / "new-pruner.md").read_text(encoding="utf-8")
 #: Title of every fenced block (what it is to become) to its text.
 EXAMPLES: dict[str, str] = dict(
-    re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', GUIDE, re.MULTILINE | re.DOTALL)
+    re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', GUIDE + PRUNER_GUIDE, re.MULTILINE | re.DOTALL)
 )
+#: Import before which an import is added.
+NEXT_IMPORT = {
+    "registry.py": "from capa_probe.lvlm.families.qwen2_5_vl",
+    "methods.py": "from capa_probe.pruning.vision_attention",
+}
 
 
 def put_before(file: Path, mark: str, text: str, after: str) -> None:
@@ -42,7 +48,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif place == "FAMILIES":
             put_before(copy / file, "    )\n}\n", text, after="\nFAMILIES:")
         elif place == "imports":
-            put_before(copy / file, "from capa_probe.lvlm.families.qwen2_5_vl", text, after="import")
+            put_before(copy / file, NEXT_IMPORT[Path(file).name], text, after="import")
+        elif place == "METHODS":
+            put_before(copy / file, "}\n", text, after="\nMETHODS:")
         else:
             assert not (copy / file).exists(), f"{file} is there already; the example is no example any more"
             (copy / file).write_text(text, encoding="utf-8")
@@ -56,7 +64,7 @@ def run(project: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_the_guide_holds_both_examples() -> None:
+def test_the_guides_hold_all_examples() -> None:
     assert list(EXAMPLES) == [
         "capa_probe/probes/value_cosine.py",
         "capa_probe/schema.py: PROBE_COLUMNS",
@@ -65,12 +73,16 @@ def test_the_guide_holds_both_examples() -> None:
         "capa_probe/lvlm/families/registry.py: imports",
         "capa_probe/lvlm/families/registry.py: FAMILIES",
         "tests/test_mistral3.py",
+        "capa_probe/pruning/strongest_head.py",
+        "capa_probe/pruning/methods.py: imports",
+        "capa_probe/pruning/methods.py: METHODS",
+        "tests/test_strongest_head.py",
     ]
 
 
 def test_the_examples_pass_their_own_tests(project: Path) -> None:
     out = run(project, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
-    assert "6 passed" in out  # three families with the probe, three tests of the new family
+    assert "9 passed" in out  # three families with the probe and the pruner, three tests of the new family
 
 
 def test_the_new_family_is_pruned_and_has_no_published_schedule(project: Path) -> None:
@@ -113,6 +125,7 @@ def test_the_examples_follow_the_style(project: Path) -> None:
         "capa_probe/probes/value_cosine.py",
         "capa_probe/schema.py",
         "capa_probe/lvlm/families",
+        "capa_probe/pruning",
         "tests",
     ]
     run(project, ruff, "check", "--no-cache", *files)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import site_math
 
 import capa_probe as cp
+from capa_probe.demo import demo_data_path, demo_model_path
 from capa_probe.samples import load_samples
-from capa_probe.schema import GROUP_COLUMNS, STATISTICS, TOKEN_SCHEMA
+from capa_probe.schema import GROUP_COLUMNS, MEASURES, SINK_COLUMNS, STATISTICS, TOKEN_SCHEMA
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,16 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(
         rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
+
+
+#: Pages that the site makes of other files (scripts/site_pages.py).
+MADE = {
+    ROOT / "docs" / "contributing.md": ROOT / "CONTRIBUTING.md",
+    ROOT / "docs" / "changelog.md": ROOT / "CHANGELOG.md",
+    **{
+        ROOT / "docs" / "notebooks" / f"{path.stem}.md": path for path in (ROOT / "notebooks").glob("*.ipynb")
+    },
+}
 
 
 def table_names(page: Path, heading: str) -> set[str]:
@@ -96,13 +108,123 @@ def test_every_manifest_key_is_explained() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (page.parent / target).exists()] == []
+    missing = [target for target in local if not (page.parent / target).exists()]
+    on_site = page.parent == ROOT / "docs"
+    assert [target for target in missing if not (on_site and page.parent / target in MADE)] == []
 
 
-def test_the_site_builds(tmp_path: Path) -> None:
+def test_every_measure_has_its_formula_with_unit_and_range() -> None:
+    page = (ROOT / "docs" / "maths.md").read_text(encoding="utf-8")
+    explained = {
+        name: words
+        for names, words in re.findall(
+            r"^((?:`\w+`(?:, )?)+)\n:   (.*?)(?=\n\n)", page, re.MULTILINE | re.DOTALL
+        )
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    dims = {dim for _, dim in SINK_COLUMNS}
+    assert set(explained) == {*MEASURES, *dims}
+    for name in (
+        {*MEASURES} - dims - {strength for strength, _ in SINK_COLUMNS[1:]}
+    ):  # those are ranks of the first
+        assert re.search(r"[Ff]rom (-1|0) ", explained[name]), f"the range of {name} is not said"
+
+
+@pytest.mark.filterwarnings("ignore:These dimensions exceed tau")
+def test_the_tutorials_code_runs() -> None:
+    (block,) = blocks(ROOT / "docs" / "tutorial.md", "python")
+    namespace: dict[str, Any] = {}
+    exec(block.replace("limit=20", "limit=2"), namespace)
+    assert f"print(trace)  # {repr(namespace['trace'])[6:-1]}" in block
+
+
+@pytest.mark.filterwarnings("ignore:These dimensions exceed tau")
+def test_the_code_for_a_7b_model_runs_on_the_demo_model(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "seven-billion.md", "python")
+    for real, small in {
+        '"llava-hf/llava-1.5-7b-hf", dtype="bfloat16", device_map="cuda"': repr(str(demo_model_path())),
+        '"DATA", limit=200': f"{str(demo_data_path())!r}, limit=2",
+        '"runs/llava"': repr(str(tmp_path / "run")),
+        "classify_sinks(prof)": 'classify_sinks(prof, tau="relative")',  # 20 is out of reach at width 256
+    }.items():
+        assert block.count(real) == 1
+        block = block.replace(real, small)
+    namespace: dict[str, Any] = {}
+    exec(block, namespace)
+    assert set(namespace["prof"].tokens["kind"]) == {"visual"}
+    assert len(namespace["layers"]) == namespace["lvlm"].n_layers
+
+
+@pytest.mark.parametrize("name", ["tutorial.md", "seven-billion.md", "new-pruner.md"])
+def test_commands_have_the_options_that_the_page_gives_them(name: str) -> None:
+    from typer.main import get_command
+
+    from capa_probe.cli import app
+
+    known: Any = get_command(app)
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    found = re.findall(r"capa-probe ([a-z]\w*)([^`\n]*)", text)
+    assert found
+    for command, rest in found:
+        options = {option for parameter in known.commands[command].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, command
+
+
+class TestFormulas:
+    def test_all_of_the_pages_are_drawn(self) -> None:
+        drawn = [
+            site_math.fence(block, "math", "math", {}, None)
+            for page in PAGES
+            for block in blocks(page, "math")
+        ]
+        assert len(drawn) > 10
+        assert all("<svg" in formula for formula in drawn)
+
+    def test_a_fraction_has_its_line_and_follows_the_page(self) -> None:
+        one, other = site_math.draw(r"\frac{a}{b}"), site_math.draw("a b")
+        assert one.count("Z") == other.count("Z") + 1  # outlines of two letters, and the line between them
+        assert "currentColor" in one
+        assert 'aria-label="\\frac{a}{b}"' in one
+
+    def test_what_mathtext_does_not_know_stops_the_build(self) -> None:
+        with pytest.raises(ValueError, match="nonsense"):
+            site_math.draw(r"\nonsense{a}")
+
+    def test_text_is_no_markup(self) -> None:
+        assert "<script" not in site_math.draw(r"a \leq <script>")
+
+
+@pytest.fixture(scope="module")
+def site(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All pages, the notebooks without their outputs (`make docs` executes them)."""
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
-    assert "classify_sinks" in (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SITE_NOTEBOOKS", "off")
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    return folder
+
+
+class TestSite:
+    def test_it_builds(self, site: Path) -> None:
+        assert "classify_sinks" in (site / "api" / "index.html").read_text(encoding="utf-8")
+        maths = (site / "maths" / "index.html").read_text(encoding="utf-8")
+        assert maths.count("<svg role") == (ROOT / "docs" / "maths.md").read_text().count("```math")
+
+    def test_every_notebook_and_guide_is_a_page(self, site: Path) -> None:
+        for page in MADE:
+            name = page.relative_to(ROOT / "docs").with_suffix("")
+            assert (site / name / "index.html").is_file()
+
+    def test_no_page_needs_the_network(self, site: Path) -> None:
+        loads = re.compile(
+            r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//|url\(["']?(?:https?:)?//"""
+        )
+        links = re.compile(r"""<link[^>]*\shref=["']?(?:https?:)?//""")
+        for page in [*site.rglob("*.html"), *site.rglob("*.css")]:
+            text = page.read_text(encoding="utf-8")
+            assert not loads.search(text), page
+            assert not [link for link in links.findall(text) if "canonical" not in link], page
