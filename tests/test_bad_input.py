@@ -428,7 +428,7 @@ CASES = [
     Case("newer format", PROFILE, ("newer capa_probe", "format 99"), run_with(format_version=99)),
     # -- the report
     Case("report of nothing", "report /no/run", ("/no/run does not exist",)),
-    Case("report of a file", "report DATA/samples.jsonl", ("is not a folder",)),
+    Case("report of a file", "report DATA/samples.jsonl", ("no profile", "give the folder")),
     Case("report of another folder", "report DATA", ("holds no profile", "manifest.json is missing")),
     Case(
         "report of a run begun", "report OUT", ("was not finished", "run it again"), begun_by_a_newer_version

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import capa_probe
+from capa_probe.report.build import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "capa_probe"
@@ -199,7 +200,7 @@ class TestWheel:
         assert "capa_probe/py.typed" in names_in_wheel
 
     def test_holds_the_template_of_the_report(self, names_in_wheel: list[str]) -> None:
-        for name in ("report.html.j2", "report.css"):
+        for name in ("report.html.j2", "report.css", "explorer.html.j2", *(f"{name}.js" for name in SCRIPTS)):
             assert f"capa_probe/report/templates/{name}" in names_in_wheel
 
     def test_holds_the_demo(self, names_in_wheel: list[str]) -> None:

@@ -71,6 +71,8 @@ QUANTITIES = (
     ),
 )
 assert {quantity.name for quantity in QUANTITIES} == set(MEASURES)
+#: Characters that an example takes beside its arrays and pictures, and each of its tokens beside its numbers.
+_WORDS, _TOKEN = 4000, 24
 #: Columns of dimension numbers.
 DIMS = tuple(dim for _, dim in SINK_COLUMNS)
 
@@ -126,8 +128,9 @@ def _example(run: ShownRun, example: Example, tokens: pd.DataFrame | None, room:
     arrays, n_characters, left_out = _arrays(table, run.n_layers, room)
     if left_out:
         missing.append(f"To keep the report small, these are left out: {', '.join(left_out)}.")
+    room -= n_characters + _WORDS + _TOKEN * (0 if first is None else len(first))
     shown, said = pictures(
-        example.images, run.folder / EXAMPLES, None if tokens is None else _first(first), room - n_characters
+        example.images, run.folder / EXAMPLES, None if tokens is None else _first(first), room
     )
     missing += said
     for why in missing:

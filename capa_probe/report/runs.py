@@ -78,6 +78,8 @@ def read_runs(paths: Sequence[str | os.PathLike[str]], findings: Findings | None
             benchmarks.append(path)
         else:
             folders.append(path)
+    if benchmarks and not folders:
+        LayerProfile.load(benchmarks[0])  # says what it is, and what to give
     if not folders:
         raise CapaProbeError(
             f"{', '.join(map(str, paths)) or 'Nothing'} was given, and no profile; give the folder that a profile was "
@@ -125,12 +127,18 @@ def _find(prof: LayerProfile, settings: dict[str, Any]) -> tuple[Findings | None
 
 
 def _tell_apart(runs: list[ShownRun]) -> None:
-    """Names of the same models get their folders', and where these are the same as well, a number."""
-    for name_of in (lambda run: f"{run.name} ({run.folder.name})", None):
-        names = [run.name for run in runs]
-        for number, run in enumerate(runs, 1):
-            if names.count(run.name) > 1 and names[number - 1] == run.name:
-                run.name = f"{run.name} {number}" if name_of is None else name_of(run)
+    """Profiles of models of one name get their folders' as well, and where these are the same, a number."""
+    for name in _repeated(runs):
+        for run in (run for run in runs if run.name == name):
+            run.name = f"{name} ({run.folder.name})"
+    for name in _repeated(runs):
+        for number, run in enumerate([run for run in runs if run.name == name], 1):
+            run.name = f"{name} {number}"
+
+
+def _repeated(runs: list[ShownRun]) -> list[str]:
+    names = [run.name for run in runs]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def _add_benchmark(runs: list[ShownRun], path: Path, kinds: dict[tuple[str, str], Path]) -> None:
