@@ -136,11 +136,12 @@ def _test(panel: Any, test: pd.DataFrame, looks: Any) -> None:
     y = np.arange(len(test))[::-1]
     panel.barh(y, test["blank"], color=FAINT, height=0.62, alpha=0.55, linewidth=0, zorder=1)
     panel.plot(test["majority"], y, linestyle="", marker="|", color=QUIET, markersize=9, markeredgewidth=1.6)
-    for place, row in zip(y, test.itertuples(), strict=True):
-        colour, marker = looks[row.task]
+    found = test[["accuracy", "low", "high"]].to_numpy(dtype=float)
+    for place, task, (middle, low, high) in zip(y, test["task"], found, strict=True):
+        colour, marker = looks[task]
         panel.errorbar(
-            [row.accuracy], [place], xerr=[[row.accuracy - row.low], [row.high - row.accuracy]], fmt=marker,
-            color=colour, markersize=5, elinewidth=1.0,
+            [middle], [place], xerr=[[middle - low], [high - middle]], fmt=marker, color=colour, markersize=5,
+            elinewidth=1.0,
         )  # fmt: skip
     panel.set_yticks(y, list(test["task"]), fontsize=7.5)
     panel.set_xlim(-0.02, 1.03)
