@@ -74,7 +74,7 @@ def read(file: Path) -> Page:
 
 
 def decoded(text: str) -> np.ndarray:
-    """A float24 array, read as the module that writes it says: three bytes a value, least significant first."""
+    """A float24 array, read as the module that writes it says: three bytes a value, no sign."""
     content = np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 3).astype(np.uint32)
     bits = (content[:, 0] << 8) | (content[:, 1] << 16) | (content[:, 2] << 24)
-    return bits.astype("<u4").view("<f4")
+    return (bits >> 1).astype("<u4").view("<f4")

@@ -14,21 +14,20 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.report.encoding import float24, plain, script_json, uint16
 from tests.report_pages import decoded
 
-_FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+_FLOATS = st.floats(0, width=32, allow_nan=False, allow_infinity=False)
 
 
 class TestFloats:
     @given(st.lists(_FLOATS, max_size=20))
-    def test_five_digits_are_right(self, values: list[float]) -> None:
+    def test_four_digits_are_right(self, values: list[float]) -> None:
         given_ = np.array(values, np.float32)
-        normal = (np.abs(given_) >= np.finfo(np.float32).tiny) & (np.abs(given_) < 1e38)
+        normal = (given_ >= np.finfo(np.float32).tiny) & (given_ < 1e38)
         found = decoded(float24(given_))
         np.testing.assert_allclose(found[normal], given_[normal], rtol=2.0**-17)
-        np.testing.assert_array_equal(np.sign(found[normal]), np.sign(given_[normal]))
 
     def test_special_values(self) -> None:
-        found = decoded(float24([0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, -2.0]))
-        np.testing.assert_array_equal(found, [0, 0, np.nan, np.inf, -np.inf, 1, -2])
+        found = decoded(float24([0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, -1e-7]))
+        np.testing.assert_array_equal(found, [0, 0, np.nan, np.inf, 0, 1, 0])
         # A NaN with all bits set must not become another number when it is rounded.
         odd = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)
         assert np.isnan(decoded(float24(odd))).all()

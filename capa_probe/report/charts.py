@@ -147,7 +147,8 @@ def _measure(
 
 
 def _ffn_cosine(runs: Sequence[ShownRun], samples: str) -> Chart:
-    lines, marks, shaded = [], [], ()
+    lines, marks = [], []
+    shaded: tuple[int, ...] = ()
     for number, run in enumerate(runs):
         table = None if run.findings is None else run.findings.layers
         if run.findings is None or table is None:

@@ -84,8 +84,8 @@ def _of_depth(tables: Mapping[str, pd.DataFrame]) -> Iterator[Cost]:
     own = tests[
         (tests["first"] == "all") & (tests["second"] == SCORE) & ((tests["keep"] - KEEP).abs() < _SAME)
     ]
-    for layer, test in own.groupby("layer"):
-        yield from _cost(test, int(layer), -1.0, "depth")
+    for layer in sorted(own["layer"].unique()):
+        yield from _cost(own[own["layer"] == layer], int(layer), -1.0, "depth")
 
 
 def _cost(tests: pd.DataFrame, layer: int, sign: float, source: str) -> Iterator[Cost]:

@@ -1,9 +1,10 @@
 """How numbers and words get into the page: arrays as base64, everything else as JSON that no markup can end.
 
-A float array is written as *float24*: of each value's 32 bits (IEEE 754, single precision) the upper 24, rounded to
-nearest, as three bytes, least significant first; all bytes in base64. That is four characters a value and a relative
-error of at most 2**-17, so that five digits are right. Cosines near 1 are written as 1 - x, which keeps the digits that
-tell them apart. Integers below 2**16 - 1 are written as two bytes each, likewise; 65535 stands for none.
+A float array is written as *float24*: of each value's 32 bits (IEEE 754, single precision) the sign is left out, since
+no measured column is negative, and of the other 31 the upper 24 are kept, rounded to nearest, as three bytes, least
+significant first; all bytes in base64. That is four characters a value and a relative error of at most 2**-17, less
+than one in the fifth digit. What rounding has made less than 0 becomes 0. Cosines are written as 1 - x, which keeps the
+digits that tell those near 1 apart. Integers below 2**16 - 1 are written as two bytes each; 65535 stands for none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FLOAT_CHARACTERS = 4
 INDEX_CHARACTERS = 8 / 3
 #: Stands for an index that does not apply.
 NO_INDEX = 2**16 - 1
-_NAN = 0x7FC000
+_NAN = 0xFF8000
 #: Characters that could end a script element or a line of it, in JSON's own way of writing them.
 _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
@@ -31,7 +32,7 @@ _ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 def float24(values: ArrayLike) -> str:
     """A float array, in its order in memory, as float24 in base64 (see the module's docstring)."""
     given = np.ascontiguousarray(values, dtype="<f4").ravel()
-    bits = given.view("<u4").astype(np.uint64)
+    bits = np.maximum(given, 0).view("<u4").astype(np.uint64) << 1
     # To nearest, ties to even.
     upper = np.where(np.isnan(given), _NAN, (bits + 0x7F + ((bits >> 8) & 1)) >> 8)
     return _base64(upper.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3])

@@ -40,17 +40,18 @@ def scatter(run: ShownRun, room: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     found = None if run.findings is None else run.findings.sinks
     marked = _COLUMNS[:3]
-    for layer, part in table.groupby("layer"):
-        own, n_sinks = part, 0
+    for layer in sorted(table["layer"].unique().tolist()):
+        own, n_sinks = table[table["layer"] == layer], 0
+        n_visual = int(own["n_visual"].iloc[0])
         if found is not None:
             here = found[found["layer"] == layer]
             n_sinks = len(here)
-            own = part.merge(here[marked], on=marked, how="left", indicator="sink")
+            own = own.merge(here[marked], on=marked, how="left", indicator="sink")
             own = own[own["sink"] == "left_only"]
-        layers[int(layer)][""] = _points(own, others, rng, int(part["n_visual"].iloc[0]) - n_sinks)
+        layers[layer][""] = _points(own, others, rng, n_visual - n_sinks)
         for role in ROLE_NAMES:
             if found is not None and len(these := here[here["role"] == role]):
-                layers[int(layer)][role] = _points(these, sinks, rng, len(these))
+                layers[layer][role] = _points(these, sinks, rng, len(these))
     return {"layers": layers}
 
 

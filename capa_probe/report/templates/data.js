@@ -5,12 +5,13 @@ report.content = JSON.parse(document.getElementById("content").textContent);
 
 report.bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
-// float24: the upper 24 of a float's 32 bits, least significant byte first. Some columns are written as 1 - x.
+// float24: of a float's 32 bits the sign is left out and the next 24 are kept, least significant byte first. Some
+// columns are written as 1 - x.
 report.floats = (text, inverse = false) => {
   const bytes = report.bytes(text);
   const bits = new Uint32Array(bytes.length / 3);
   for (let i = 0; i < bits.length; i++) {
-    bits[i] = (bytes[3 * i] << 8) | (bytes[3 * i + 1] << 16) | (bytes[3 * i + 2] << 24);
+    bits[i] = ((bytes[3 * i] << 8) | (bytes[3 * i + 1] << 16) | (bytes[3 * i + 2] << 24)) >>> 1;
   }
   const values = new Float32Array(bits.buffer);
   return inverse ? Float64Array.from(values, (value) => 1 - value) : values;

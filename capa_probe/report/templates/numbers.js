@@ -1,4 +1,4 @@
-// How numbers are written: five digits, as many as the page holds; cosines near 1 with those that tell them apart.
+// How numbers are written: five digits, of which the last may be one off; cosines near 1 with those that tell them apart.
 report.number = (value) => {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
