@@ -113,6 +113,6 @@ def _by_sample(
 ) -> NDArray[np.float64]:
     """Sums of a column: (sample, layer), 0 where there is no row."""
     sums = np.zeros((len(samples), n_layers))
-    place = pd.Index(samples).get_indexer(table["sample"]), table["layer"].to_numpy(np.int64)
+    place = pd.Index(samples).get_indexer(pd.Index(table["sample"])), table["layer"].to_numpy(np.int64)
     np.add.at(sums, place, table[column].to_numpy(np.float64))
     return sums

@@ -131,7 +131,7 @@ def largest_ratios(prof: LayerProfile) -> pd.DataFrame:
             "visipruner_stages was given a profile without a visual token; profile samples that have an image."
         )
     table = pd.concat(found)
-    if list(table.columns) != list(range(n_layers)) or table.isna().any(axis=None):
+    if table.columns.tolist() != [*range(n_layers)] or table.isna().any(axis=None):
         raise CapaProbeError(f"Not every sample has tokens at each of the {n_layers} layers; profile again.")
     return table
 

@@ -1,9 +1,9 @@
-"""Attention against contribution of visual tokens, layer by layer, with the sinks by role."""
+"""Attention against contribution of visual tokens, layer by layer, with the sinks by role and both distributions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,28 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from capa_probe.analysis.reading import FIRST_LAYER
-from capa_probe.errors import CapaProbeError
+from capa_probe.figures.scatter_tables import (
+    AXES,
+    COLUMNS,
+    MAX_POINTS,
+    OTHER,
+    panel_layers,
+    rank_correlation,
+    scatter_tables,
+)
 from capa_probe.figures.style import FAINT, QUIET, ROLE_NAMES, ROLES, NotebookFigure, count, headline, styled
 
-COLUMNS = ("sample", "layer", "position", "kind", "attention", "contribution")
-MAX_PANELS, MAX_COLUMNS = 8, 4
-#: Points drawn per panel and role; numbers are taken from all tokens.
-MAX_POINTS = 3000
-_KEYS = ["sample", "layer", "position"]
-_OTHER = "non-sink"
-_AXES = ("attention", "contribution")
+__all__ = [
+    "COLUMNS",
+    "MAX_POINTS",
+    "attention_contribution",
+    "attention_contribution_drawn",
+    "panel_layers",
+    "rank_correlation",
+]
+MAX_COLUMNS = 4
+#: Height of the distribution above a panel and width of the one beside it, in inches, and the gap to the panel.
+_MARGIN, _GAP = 0.24, 0.04
 
 
 @styled
@@ -31,6 +43,8 @@ def attention_contribution(
     tokens_df: pd.DataFrame, sinks: pd.DataFrame, layers: Sequence[int] | None = None
 ) -> Figure:
     """Attention from the last prompt token against contribution to it, one point per visual token, log-log.
+
+    Above and right of each panel are the distributions of both over all tokens, sinks apart from the others.
 
     Args:
         tokens_df: token rows of a profile (``prof.tokens``, or as few as the columns sample, layer, position, kind,
@@ -41,94 +55,84 @@ def attention_contribution(
     Raises:
         CapaProbeError: columns are missing, or there are no visual tokens in a layer.
     """
-    missing = [name for name in COLUMNS if name not in tokens_df]
-    if missing:
-        raise CapaProbeError(
-            f"The token rows lack the columns {', '.join(missing)}; give those of a profile."
-        )
-    tokens = tokens_df[tokens_df["kind"] == "visual"]
-    if "step" in tokens:
-        tokens = tokens[tokens["step"] == 0]
-    shown = panel_layers(sorted(tokens["layer"].unique())) if layers is None else list(layers)
-    empty = sorted(set(shown) - set(tokens["layer"]))
-    if empty or not shown:
-        where = f" of layer {', '.join(map(str, empty))}" if empty else ""
-        raise CapaProbeError(
-            f"There are no rows of visual tokens{where} to draw; give layers of a profile that keeps its visual rows."
-        )
-    tokens = tokens[tokens["layer"].isin(shown)]
-    tokens = tokens[list(dict.fromkeys([*_KEYS, *_AXES]))].merge(
-        sinks[[*_KEYS, "role"]].astype({"role": object}), on=_KEYS, how="left"
-    )
-    tokens["role"] = tokens["role"].fillna(_OTHER)
-    floors = {axis: _floor(tokens[axis]) for axis in _AXES}
+    return attention_contribution_drawn(scatter_tables(tokens_df, sinks, layers))
 
-    n_rows = math.ceil(len(shown) / MAX_COLUMNS)
-    columns = math.ceil(len(shown) / n_rows)
-    figure = NotebookFigure(
-        figsize=(max(2.55 * columns + 0.9, 7.8), (2.9 if n_rows == 1 else 2.5) * n_rows + 1.75)
-    )
+
+@styled
+def attention_contribution_drawn(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """The same, from the tables that :func:`capa_probe.figures.scatter_tables.scatter_tables` made.
+
+    Args:
+        tables: ``points``, ``panels`` and ``margins``.
+    """
+    points, panels, margins = (tables[name] for name in ("points", "panels", "margins"))
+    floors = {axis: _floor(points[axis]) for axis in AXES}
+    n = len(panels)
+    n_rows = math.ceil(n / MAX_COLUMNS)
+    columns = math.ceil(n / n_rows)
+    side = (2.15, 1.75 if n_rows > 1 else 2.1)  # of a panel, in inches
+    left, right, below, between = 0.95, 0.2, 0.62, (0.2, 1.0)
+    least = 7.8
+    side = (max(side[0], (least - left - right) / columns - _MARGIN - between[0]), side[1])
+    width = left + columns * (side[0] + _MARGIN + between[0]) + right - between[0]
+    subtitle = _subtitle(panels)
+    figure = NotebookFigure(figsize=(width, 10))
+    top = _height_of_headline(figure, subtitle)
+    above = top + 0.3 + _MARGIN + 0.5
+    height = above + n_rows * side[1] + (n_rows - 1) * (between[1]) + below
+    figure.set_size_inches(width, height)
+    headline(figure, _TITLE, subtitle)
     grid = figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, layer in zip(grid.flat, shown, strict=False):
-        _panel(axes, int(layer), tokens[tokens["layer"] == layer], floors)
-    for axes in grid.flat[len(shown) :]:
+    for axes, (_, panel) in zip(grid.flat, panels.iterrows(), strict=False):
+        layer = int(panel["layer"])
+        own, margin = (table[table["layer"] == layer] for table in (points, margins))
+        _panel(axes, panel, own, margin, floors, side)
+    for axes in grid.flat[n:]:
         axes.set_visible(False)
         grid[-2, list(grid.flat).index(axes) % columns].tick_params(labelbottom=True)
     for axis in (grid[0, 0].xaxis, grid[0, 0].yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
         axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=50))
         axis.set_minor_formatter(NullFormatter())
-
-    width, height = figure.get_size_inches()
-    top = headline(figure, "Attention to visual tokens and what they contribute", _subtitle(tokens, sinks))
-    _legend(figure, tokens, top)
+    _legend(figure, panels, top)
     figure.supxlabel(
         "attention from the last prompt token (probability, mean over heads)", fontsize=10, y=0.1 / height
     )
     figure.supylabel(
         "contribution to its attention output\n(L2 norm, residual-stream units)", fontsize=10, x=0.1 / width,
-        y=(0.6 + (height - 1.75) / 2) / height,
+        y=(below + (height - above - below) / 2) / height,
     )  # fmt: skip
     figure.subplots_adjust(
-        left=1.05 / width,
-        right=1 - 0.12 / width,
-        top=1 - (top + 0.78) / height,
-        bottom=0.6 / height,
-        wspace=0.1,
-        hspace=0.36,
+        left=left / width,
+        right=1 - (right + _MARGIN) / width,
+        top=1 - above / height,
+        bottom=below / height,
+        wspace=(between[0] + _MARGIN) / side[0],
+        hspace=between[1] / side[1],
     )
     return figure
 
 
-def panel_layers(layers: Sequence[int]) -> list[int]:
-    """All layers up to eight, otherwise eight evenly spread, first and last among them."""
-    if len(layers) <= MAX_PANELS:
-        return [int(layer) for layer in layers]
-    return [int(layers[i]) for i in np.linspace(0, len(layers) - 1, MAX_PANELS).round().astype(int)]
-
-
-def rank_correlation(tokens: pd.DataFrame) -> float:
-    """Spearman's correlation of attention and contribution; NaN where one of them is constant."""
-    ranks = tokens[list(_AXES)].dropna().rank()
-    if len(ranks) < 2 or (ranks.nunique() == 1).any():
-        return math.nan
-    return float(ranks["attention"].corr(ranks["contribution"]))
-
-
-def _panel(axes: Any, layer: int, tokens: pd.DataFrame, floors: dict[str, float]) -> None:
+def _panel(
+    axes: Any,
+    panel: pd.Series[Any],
+    points: pd.DataFrame,
+    margins: pd.DataFrame,
+    floors: dict[str, float],
+    side: tuple[float, float],
+) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    rho = rank_correlation(tokens)
-    axes.set_title(f"Layer {layer}", loc="left", fontweight="bold", pad=15)
-    axes.set_title("ρ undefined" if math.isnan(rho) else f"ρ = {rho:.2f}", loc="right", pad=15)
-    for role in (_OTHER, *ROLES):
-        rows = tokens[tokens["role"] == role]
-        if rows.empty:
+    pad = 72 * (_MARGIN + _GAP) + 15
+    rho, layer = float(panel["rho"]), int(panel["layer"])
+    axes.set_title(f"Layer {layer}", loc="left", fontweight="bold", pad=pad)
+    axes.set_title("ρ undefined" if math.isnan(rho) else f"ρ = {rho:.2f}", loc="right", pad=pad)
+    for role in (OTHER, *ROLES):
+        drawn = points[points["role"] == role]
+        if drawn.empty:
             continue
-        # Evenly from the whole table: no chance in it, and every sample has its share.
-        drawn = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_POINTS)).astype(int)]
-        x, y = (drawn[axis].clip(lower=floors[axis]).to_numpy() for axis in _AXES)
-        if role == _OTHER:
+        x, y = (drawn[axis].clip(lower=floors[axis]).to_numpy() for axis in AXES)
+        if role == OTHER:
             style: dict[str, Any] = {
                 "color": FAINT,
                 "s": 7 if len(drawn) > 500 else 14,
@@ -139,16 +143,14 @@ def _panel(axes: Any, layer: int, tokens: pd.DataFrame, floors: dict[str, float]
             colour, marker = ROLES[role]
             style = {"color": colour, "marker": marker, "s": 26, "alpha": 0.9, "edgecolor": "white"}
             style["linewidth"] = 0.4
-        sns.scatterplot(
-            x=x, y=y, ax=axes, legend=False, rasterized=True, zorder=2 + (role != _OTHER), **style
-        )
-    numbers = tokens["role"].value_counts()
-    found = [f"{numbers[role]:,} {role}" for role in ROLES if role in numbers]
+        sns.scatterplot(x=x, y=y, ax=axes, legend=False, rasterized=True, zorder=2 + (role != OTHER), **style)
+    _margins(axes, margins, side)
+    found = [f"{int(panel[f'n_{role}']):,} {role}" for role in ROLES if panel[f"n_{role}"]]
     none = "no sinks" if layer >= FIRST_LAYER else f"sinks count from layer {FIRST_LAYER} on"
     axes.annotate(
         ", ".join(found) or none,
         (0, 1),
-        (0, 4),
+        (0, 72 * (_MARGIN + _GAP) + 3),
         "axes fraction",
         "offset points",
         color=QUIET,
@@ -156,43 +158,72 @@ def _panel(axes: Any, layer: int, tokens: pd.DataFrame, floors: dict[str, float]
     )
 
 
-def _subtitle(tokens: pd.DataFrame, sinks: pd.DataFrame) -> str:
-    tau = sinks.attrs.get("tau")
-    threshold = "" if tau is None else f" at τ = {tau:g}"
-    n_sinks = int((tokens["role"] != _OTHER).sum())
+def _margins(axes: Any, margins: pd.DataFrame, side: tuple[float, float]) -> None:
+    """The distributions above (attention) and to the right (contribution), each role to its own height."""
+    gap, size = (tuple(inches / of for of in side) for inches in (_GAP, _MARGIN))
+    top = axes.inset_axes((0, 1 + gap[1], 1, size[1]), sharex=axes)
+    right = axes.inset_axes((1 + gap[0], 0, size[0], 1), sharey=axes)
+    for strip, axis in ((top, "attention"), (right, "contribution")):
+        own = margins[margins["axis"] == axis]
+        for role in (OTHER, *ROLES):
+            bars = own[own["role"] == role]
+            if bars.empty:
+                continue
+            low, high = (10 ** bars[end].to_numpy(np.float64) for end in ("low", "high"))
+            share = bars["share"].to_numpy(np.float64) / bars["share"].max()
+            colour = FAINT if role == OTHER else ROLES[role][0]
+            style = {"align": "edge", "color": colour, "alpha": 0.75, "linewidth": 0}
+            if strip is top:
+                strip.bar(low, share, high - low, **style)
+            else:
+                strip.barh(low, share, high - low, **style)
+        strip.set_axis_off()
+    top.set_ylim(0, 1.02)
+    right.set_xlim(0, 1.02)
+
+
+_TITLE = "Attention to visual tokens and what they contribute"
+
+
+def _height_of_headline(figure: Figure, subtitle: str) -> float:
+    top = headline(figure, _TITLE, subtitle)
+    for text in list(figure.texts):
+        text.remove()
+    return top
+
+
+def _subtitle(panels: pd.DataFrame) -> str:
+    first = panels.iloc[0]
+    tau = "" if math.isnan(first["tau"]) else f" at τ = {first['tau']:g}"
+    n_sinks = int(panels[[f"n_{role}" for role in ROLES]].to_numpy().sum())
     found = (
-        f"{count(n_sinks, 'sink')}{threshold} in the layers shown"
+        f"{count(n_sinks, 'sink')}{tau} in the layers shown"
         if n_sinks
-        else f"No sinks{threshold} in the layers shown"
+        else f"No sinks{tau} in the layers shown"
     )
-    first = tokens["layer"] == tokens["layer"].iloc[0]
-    size = (
-        f"{count(tokens['sample'].nunique(), 'sample')}, {count(int(first.sum()), 'visual token')} per layer"
-    )
-    largest = max(tokens[["layer", "role"]].value_counts())
-    thinned = f" (at most {MAX_POINTS:,} drawn of each kind)" if largest > MAX_POINTS else ""
-    lines = [f"{found}; {size}{thinned}; ρ: Spearman's rank correlation"]
-    zeros = int((tokens[list(_AXES)] <= 0).any(axis=1).sum())
+    size = f"{count(int(first['n_samples']), 'sample')}, {count(int(first['n_tokens']), 'visual token')} per layer"
+    most = int(first["most"])
+    largest = int(panels[[f"n_{role}" for role in (OTHER, *ROLES)]].to_numpy().max())
+    thinned = f" (at most {most:,} drawn of each kind)" if largest > most else ""
+    lines = [
+        f"{found}; {size}{thinned}; ρ: Spearman's rank correlation",
+        "Above and beside each panel: distributions over all tokens, each kind to its own height",
+    ]
+    zeros = int(panels["n_zero"].sum())
     if zeros:
         lines.append(f"{count(zeros, 'token')} with a value of 0 drawn at the edge, left or bottom")
     return "\n".join(lines)
 
 
-def _legend(figure: Figure, tokens: pd.DataFrame, top: float) -> None:
-    plain = (
-        "other visual token"
-        if tokens["role"].isin(["anchor", "dump", "undetermined"]).any()
-        else "visual token"
-    )
+def _legend(figure: Figure, panels: pd.DataFrame, top: float) -> None:
+    found = [role for role in ("anchor", "dump", "undetermined") if panels[f"n_{role}"].any()]
+    plain = "other visual token" if found else "visual token"
     handles = [Line2D([], [], marker="o", linestyle="", color=FAINT, markersize=4, label=plain)]
-    for role in ("anchor", "dump", "undetermined"):
-        if (tokens["role"] == role).any():
-            colour, marker = ROLES[role]
-            handles.append(
-                Line2D(
-                    [], [], marker=marker, linestyle="", color=colour, markersize=6, label=ROLE_NAMES[role]
-                )
-            )
+    for role in found:
+        colour, marker = ROLES[role]
+        handles.append(
+            Line2D([], [], marker=marker, linestyle="", color=colour, markersize=6, label=ROLE_NAMES[role])
+        )
     width, height = figure.get_size_inches()
     figure.legend(
         handles=handles,
