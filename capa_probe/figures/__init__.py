@@ -5,6 +5,5 @@ from capa_probe.figures.ffn_cosine import ffn_cosine
 from capa_probe.figures.norms import norms
 from capa_probe.figures.save import save
 from capa_probe.figures.sink_counts import sink_counts
-from capa_probe.figures.svg import svg
 
-__all__ = ["attention_contribution", "ffn_cosine", "norms", "save", "sink_counts", "svg"]
+__all__ = ["attention_contribution", "ffn_cosine", "norms", "save", "sink_counts"]
