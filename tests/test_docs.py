@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import mkdocs_math
 import pytest
-import site_math
 
 import capa_probe as cp
 from capa_probe.demo import demo_data_path, demo_model_path
@@ -30,7 +30,7 @@ def blocks(page: Path, language: str) -> list[str]:
     )
 
 
-#: Pages that the site makes of other files (scripts/site_pages.py).
+#: Pages that the site makes of other files (scripts/mkdocs_pages.py).
 MADE = {
     ROOT / "docs" / "contributing.md": ROOT / "CONTRIBUTING.md",
     ROOT / "docs" / "changelog.md": ROOT / "CHANGELOG.md",
@@ -173,7 +173,7 @@ def test_commands_have_the_options_that_the_page_gives_them(name: str) -> None:
 class TestFormulas:
     def test_all_of_the_pages_are_drawn(self) -> None:
         drawn = [
-            site_math.fence(block, "math", "math", {}, None)
+            mkdocs_math.fence(block, "math", "math", {}, None)
             for page in PAGES
             for block in blocks(page, "math")
         ]
@@ -181,17 +181,17 @@ class TestFormulas:
         assert all("<svg" in formula for formula in drawn)
 
     def test_a_fraction_has_its_line_and_follows_the_page(self) -> None:
-        one, other = site_math.draw(r"\frac{a}{b}"), site_math.draw("a b")
+        one, other = mkdocs_math.draw(r"\frac{a}{b}"), mkdocs_math.draw("a b")
         assert one.count("Z") == other.count("Z") + 1  # outlines of two letters, and the line between them
         assert "currentColor" in one
         assert 'aria-label="\\frac{a}{b}"' in one
 
     def test_what_mathtext_does_not_know_stops_the_build(self) -> None:
         with pytest.raises(ValueError, match="nonsense"):
-            site_math.draw(r"\nonsense{a}")
+            mkdocs_math.draw(r"\nonsense{a}")
 
     def test_text_is_no_markup(self) -> None:
-        assert "<script" not in site_math.draw(r"a \leq <script>")
+        assert "<script" not in mkdocs_math.draw(r"a \leq <script>")
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,11 @@ class TestSite:
         assert "classify_sinks" in (site / "api" / "index.html").read_text(encoding="utf-8")
         maths = (site / "maths" / "index.html").read_text(encoding="utf-8")
         assert maths.count("<svg role") == (ROOT / "docs" / "maths.md").read_text().count("```math")
+
+    def test_every_public_name_is_in_the_api(self, site: Path) -> None:
+        api = (site / "api" / "index.html").read_text(encoding="utf-8")
+        for name in {*cp.__all__} - {"__version__"}:
+            assert re.search(rf'id="capa_probe\.([\w.]+\.)?{name}"', api), name
 
     def test_every_notebook_and_guide_is_a_page(self, site: Path) -> None:
         for page in MADE:

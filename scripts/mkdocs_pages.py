@@ -1,4 +1,4 @@
-"""MkDocs hook: puts onto the site what lies beside ``docs/``: the notebooks, executed, guides of the root, figures.
+"""MkDocs hook: puts onto the site what lies beside ``docs/``: the notebooks, executed, and guides of the root.
 
 A notebook is executed where it has changed, or the package has, since its outputs were kept in ``.cache/notebooks``;
 an error in it stops the build. ``SITE_NOTEBOOKS=off`` shows them without outputs, to look at other pages.
@@ -38,14 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
         for name, content in images.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
-    for path in sorted((ROOT / "figures").rglob("*.png")):
-        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_bytes()))
     return files
-
-
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Links to the set of figures, which lies beside ``docs/`` in the repository and inside on the site."""
-    return markdown.replace("](../figures/", "](figures/")
 
 
 def links_from_root(text: str) -> str:

@@ -16,7 +16,7 @@ from matplotlib.textpath import TextPath
 #: Points of a letter, and of the margin around a formula.
 SIZE, MARGIN = 20.0, 3.0
 #: How many points of a letter make one em of the page.
-EM = 18.0
+EM = 17.0
 _COMMANDS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 
 
