@@ -44,9 +44,9 @@ class ShownRun:
     name: str
     folder: Path
     prof: LayerProfile
-    findings: Findings | None
-    remarks: tuple[str, ...]
-    settings: dict[str, Any]
+    findings: Findings | None = None
+    remarks: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -89,24 +89,29 @@ def read_runs(paths: Sequence[str | os.PathLike[str]], findings: Findings | None
         raise CapaProbeError(f"{len(folders)} profiles were given; give at most {MOST_RUNS} to one report.")
     if findings is not None and len(folders) > 1:
         raise CapaProbeError(f"findings were given with {len(folders)} profiles; leave them out.")
-    runs = [_profile(folder, findings) for folder in folders]
+    profiles = [LayerProfile.load(folder) for folder in folders]
+    runs = [
+        ShownRun(model_name(prof.manifest), folder, prof)
+        for folder, prof in zip(folders, profiles, strict=True)
+    ]
     _tell_apart(runs)
     kinds: dict[tuple[str, str], Path] = {}
     for path in benchmarks:
         _add_benchmark(runs, path, kinds)
     for path in answers:
         _add_answer(runs, path)
+    for run in runs:  # last, since it takes longer than to refuse
+        _analyse(run, findings)
     return runs
 
 
-def _profile(folder: Path, findings: Findings | None) -> ShownRun:
-    prof = LayerProfile.load(folder)
+def _analyse(run: ShownRun, findings: Findings | None) -> None:
     if findings is None:
-        settings = read_settings(folder)
-        findings, remarks = _find(prof, settings)
+        run.settings = read_settings(run.folder)
+        run.findings, run.remarks = _find(run.prof, run.settings)
     else:
-        settings, remarks = dict(findings.settings) or read_settings(folder), findings.remarks
-    return ShownRun(model_name(prof.manifest), folder, prof, findings, remarks, settings)
+        run.settings = dict(findings.settings) or read_settings(run.folder)
+        run.findings, run.remarks = findings, findings.remarks
 
 
 def _find(prof: LayerProfile, settings: dict[str, Any]) -> tuple[Findings | None, tuple[str, ...]]:
