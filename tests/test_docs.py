@@ -127,7 +127,7 @@ def test_every_measure_has_its_formula_with_unit_and_range() -> None:
     for name in (
         {*MEASURES} - dims - {strength for strength, _ in SINK_COLUMNS[1:]}
     ):  # those are ranks of the first
-        assert re.search(r"[Ff]rom (-1|0) ", explained[name]), f"the range of {name} is not said"
+        assert re.search(r"[Ff]rom (-1|0)\b", explained[name]), f"the range of {name} is not said"
 
 
 @pytest.mark.filterwarnings("ignore:These dimensions exceed tau")
