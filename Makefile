@@ -16,7 +16,7 @@ help:
 	@echo "make test    lint, types, tests, notebooks"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure speed and memory"
-	@echo "make docs    the documentation in site/"
+	@echo "make docs    the documentation in site/, with the notebooks executed"
 	@echo "make clean   remove what make made, except the environment and runs/"
 
 setup: $(VENV)/.dev
