@@ -29,6 +29,7 @@ def tokens(world: World = WORLD, grid: tuple[int, int] = GRID) -> pd.DataFrame:
     visual = table["kind"] == "visual"
     table["row"] = np.where(visual, place // grid[1], -1).astype(np.int32)
     table["col"] = np.where(visual, place % grid[1], -1).astype(np.int32)
+    table["attn_cosine"] = 1 / (1 + table["attn_cosine"])  # at most 1, as cosines are
     return table
 
 

@@ -71,6 +71,8 @@ QUANTITIES = (
     ),
 )
 assert {quantity.name for quantity in QUANTITIES} == set(MEASURES)
+#: Share of an example's room that all its quantities may take before only the main ones are kept.
+_MOST_NUMBERS = 0.75
 #: Characters that an example takes beside its arrays and pictures, and each of its tokens beside its numbers.
 _WORDS, _TOKEN = 4000, 24
 #: Columns of dimension numbers.
@@ -181,7 +183,7 @@ def _arrays(
         return {"values": {}, "dims": {}}, 0.0, []
     measured = [quantity for quantity in QUANTITIES if table[quantity.name].notna().any()]
     kept = measured
-    if FLOAT_CHARACTERS * len(table) * len(measured) > room:
+    if FLOAT_CHARACTERS * len(table) * len(measured) > _MOST_NUMBERS * room:
         kept = [quantity for quantity in measured if quantity.main]
     values = {}
     for quantity in kept:

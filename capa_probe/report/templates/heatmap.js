@@ -100,8 +100,8 @@ report.HeatMap = class {
     this.outlineChosen();
   }
 
-  outline(x, y, looks, token) {
-    const box = { x, y, width: 1, height: 1 };
+  outline(x, y, looks, token, inset = 0) {
+    const box = { x: x + inset, y: y + inset, width: 1 - 2 * inset, height: 1 - 2 * inset };
     return report.svg("g", { class: looks, "data-token": token },
       report.svg("rect", { class: "casing", ...box }), report.svg("rect", box));
   }
@@ -111,6 +111,6 @@ report.HeatMap = class {
     const cols = this.picture.grid[1];
     this.chosen.replaceChildren(
       ...(cell < 0 || report.shownToken() < 0 ? []
-        : [...this.outline(cell % cols, Math.floor(cell / cols), "", 0).childNodes]));
+        : [...this.outline(cell % cols, Math.floor(cell / cols), "", 0, 0.12).childNodes])); // a sink's outline stays
   }
 };
