@@ -257,7 +257,8 @@ class TestKeys:
                 (["ArrowLeft"], [2, "a", 1, "layer"]),  # from nowhere, to the first patch
                 (["ArrowDown", "ArrowRight", "ArrowRight"], [2, "a", 11, "layer"]),
                 (["ArrowDown"], [2, "a", 11, "layer"]),  # the edge
-                (["j", "j", "k", "s"], [3, "a", 11, "all"]),
+                (["j"], [3, "a", 11, "layer"]),
+                (["j", "k", "s"], [3, "a", 11, "all"]),
                 (["n"], [3, "b", None, "all"]),
                 (["ArrowRight", "n", "p", "Escape"], [3, "b", None, "all"]),
             ):
