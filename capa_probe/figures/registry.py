@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from capa_probe.figures.entry import Entry, Kind
 from capa_probe.figures.of_benchmark import BENCHMARK_ENTRIES
+from capa_probe.figures.of_profile import PROFILE_ENTRIES
 
 #: By number.
-ENTRIES: tuple[Entry, ...] = tuple(sorted(BENCHMARK_ENTRIES, key=lambda entry: entry.number))
+ENTRIES: tuple[Entry, ...] = tuple(
+    sorted((*PROFILE_ENTRIES, *BENCHMARK_ENTRIES), key=lambda entry: entry.number)
+)
 #: How a run of each kind is made.
 COMMANDS: dict[Kind, str] = {
     "profile": "capa-probe profile MODEL DATA --out RUN",
