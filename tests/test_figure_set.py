@@ -21,9 +21,10 @@ from capa_probe.figure_set.writing import drawings
 from capa_probe.figures.entry import Entry
 from capa_probe.figures.registry import ENTRIES, markdown
 from capa_probe.figures.save import DATA_KEY, save, saved_data
+from capa_probe.tables import LayerProfile
 from demo_training.training_table import training_table, write_training
 from scripts import add_training_log, figures
-from tests import benchmark_tables
+from tests import benchmark_tables, runs
 
 ROOT = Path(__file__).parents[1]
 ORDER = tuple(model.folder for model in DEMO_MODELS.values())
@@ -201,6 +202,17 @@ class TestCollect:
         both = {d.file: list(d.models) for d in drawings(found.models)}
         assert both["accuracy_budget"] == ["small", "other"]
         assert both["training"] == ["demo-small"]
+
+    def test_a_profile_and_a_confirmation_of_one_model(self, tmp_path: Path) -> None:
+        prof = runs.write(tmp_path / "prof", weights_hash="hash of small", data_fingerprint="data")
+        confirmed = benchmark_tables.write_run(tmp_path / "run", benchmark_tables.tables())
+        (tables,) = collect([prof, confirmed]).models.values()
+        whole = LayerProfile.load(prof).tokens
+        whole = whole[(whole["kind"] == "visual") & (whole["step"] == 0)]
+        points = tables["attention_contribution"]["points"]
+        assert sorted(points["attention"]) == pytest.approx(sorted(whole["attention"]), rel=1e-6)
+        assert (points["role"] != "non-sink").sum() == 3
+        assert set(tables) >= {"attention_contribution", "ffn_cosine", "score_ranks"}
 
     def test_an_experiment_that_was_not_run_is_left_out_with_a_reason(self, tmp_path: Path) -> None:
         tables = {name: table for name, table in benchmark_tables.tables().items() if "knockout" not in name}
