@@ -18,9 +18,10 @@ from capa_probe.demo import DEMO_MODELS
 from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set import collect, keep_tables, kept_tables, stale, strays, tables_hash, write_set
 from capa_probe.figure_set.writing import drawings
-from capa_probe.figures.entry import Entry
+from capa_probe.figures.entry import Entry, Source
 from capa_probe.figures.registry import ENTRIES, markdown
 from capa_probe.figures.save import DATA_KEY, save, saved_data
+from capa_probe.figures.score_ranks import score_ranks_tables
 from capa_probe.tables import LayerProfile
 from demo_training.training_table import training_table, write_training
 from scripts import add_training_log, figures
@@ -227,6 +228,19 @@ class TestCollect:
         assert [d.file for d in drawings(tables, [entry])] == ["a/own", "b/own"]
         assert [d.file for d in drawings({"a": tables["a"]}, [entry])] == ["own"]
         assert [d.file for d in drawings({"a": tables["a"]}, [entry], folders=True)] == ["a/own"]
+
+    def test_a_figure_that_cannot_be_drawn_does_not_keep_others_from_it(self, tmp_path: Path) -> None:
+        def refuse(models: object) -> None:
+            raise CapaProbeError("These runs do not go together.")
+
+        bad = Entry(1, "bad", "depth", (), "", lambda _: {}, refuse, together=True)
+        models = {"a": {"bad": {}, "score_ranks": score_ranks_tables(Source(benchmark_tables.tables()))}}
+        said: list[str] = []
+        files = list(write_set(models, tmp_path, [bad, *SOME], left_out=said))
+        assert [file.name for file in files] == ["score_ranks.png", "score_ranks.svg"]
+        assert said == ["bad is left out: These runs do not go together."]
+        with pytest.raises(CapaProbeError, match="do not go together"):
+            list(write_set(models, tmp_path, [bad]))
 
 
 class TestCommand:

@@ -49,10 +49,13 @@ def figures(
             entries = tuple(entry for entry in ENTRIES if entry.name in wanted)
         collected = collect(runs, entries)
     with status("drawing"):
-        files = list(write_set(collected.models, out, entries, pdf=pdf))
+        left_out = list(collected.left_out)
+        files = list(write_set(collected.models, out, entries, pdf=pdf, left_out=left_out))
     for file in files:
         typer.echo(file)
-    for sentence in collected.left_out:
-        typer.echo(sentence, err=True)
     if not files:
-        raise CapaProbeError("No figure was drawn: those asked for need more models; give runs of several.")
+        raise CapaProbeError(
+            " ".join(left_out) or "No figure was drawn: those asked for need runs of several models."
+        )
+    for sentence in left_out:
+        typer.echo(sentence, err=True)

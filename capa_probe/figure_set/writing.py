@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set.hashing import tables_hash
 from capa_probe.figures.entry import Entry, ModelTables, Tables
 from capa_probe.figures.registry import ENTRIES
@@ -61,6 +62,7 @@ def write_set(
     folders: bool = False,
     pdf: bool = False,
     small: bool = False,
+    left_out: list[str] | None = None,
 ) -> Iterator[Path]:
     """Draw figures as PNG and SVG, with the hash of their tables in the metadata, one after the other.
 
@@ -71,11 +73,18 @@ def write_set(
         folders: as for :func:`drawings`.
         pdf: also write PDF files.
         small: PNG files of 256 colours.
+        left_out: takes a sentence for each figure that cannot be drawn; None raises instead.
 
     Raises:
-        CapaProbeError: there are more models than can be told apart.
+        CapaProbeError: a figure cannot be drawn, as of runs that cannot be shown side by side.
         OSError: the folder cannot be written to.
     """
     for drawing in drawings(models, entries, folders):
-        figure = drawing.entry.draw(drawing.models)
+        try:
+            figure = drawing.entry.draw(drawing.models)
+        except CapaProbeError as error:
+            if left_out is None:
+                raise
+            left_out.append(f"{drawing.file} is left out: {error}")
+            continue
         yield from save(figure, out / drawing.file, pdf=pdf, svg=True, data=drawing.data, small=small)
