@@ -195,7 +195,7 @@ class TestFormulas:
 
 
 @pytest.fixture(scope="module")
-def site(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pages, the notebooks without their outputs (`make docs` executes them)."""
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     from mkdocs.commands.build import build
