@@ -30,7 +30,7 @@ COSINES = {
 WORLD = World(cosines=COSINES, steps=1)
 COLUMNS = (
     "layer visual_cosine visual_low visual_high visual_p05 visual_p50 visual_p95 visual_share_above "
-    "text_cosine text_low text_high text_share_above n_samples n_visual n_text redundant visual_only"
+    "text_cosine text_low text_high text_p05 text_p50 text_p95 text_share_above n_samples n_visual n_text redundant visual_only"
 )
 
 
@@ -50,7 +50,11 @@ def naive_redundancy(table: pd.DataFrame, eta: float) -> list[dict[str, Any]]:
                 "layer": layer,
                 "visual_cosine": visual,
                 "text_cosine": text,
-                **{f"visual_p{q:02}": naive_quantile(values["visual"], q / 100) for q in (5, 50, 95)},
+                **{
+                    f"{kind}_p{q:02}": naive_quantile(own, q / 100)
+                    for kind, own in values.items()
+                    for q in (5, 50, 95)
+                },
                 **{f"{kind}_share_above": naive_share(values[kind], eta) for kind in values},
                 "n_samples": len(samples),
                 "n_visual": len(values["visual"]),
@@ -78,7 +82,7 @@ def assert_equals_the_twin(found: pd.DataFrame, table: pd.DataFrame, eta: float,
     assert list(found.columns) == COLUMNS.split()
     wanted = pd.DataFrame(naive_redundancy(table, eta))
     if rows != "all":
-        wanted["text_share_above"] = np.nan
+        wanted[["text_p05", "text_p50", "text_p95", "text_share_above"]] = np.nan
     if rows == "none":
         wanted[["visual_p05", "visual_p50", "visual_p95", "visual_share_above"]] = np.nan
     for name in wanted.columns:

@@ -40,8 +40,8 @@ def redundant_layers(
     Returns:
         One row per layer: ``layer``; ``visual_cosine`` with its interval ``visual_low``, ``visual_high``; the
         quantiles ``visual_p05``, ``visual_p50``, ``visual_p95`` of single visual tokens and ``visual_share_above``,
-        the share of them whose own cosine is above eta; ``text_cosine``, ``text_low``, ``text_high``,
-        ``text_share_above``; ``n_samples``, ``n_visual``, ``n_text`` (tokens); ``redundant`` (visual > eta) and
+        the share of them whose own cosine is above eta; the same of text tokens in ``text_cosine``, ``text_low``
+        and so on; ``n_samples``, ``n_visual``, ``n_text`` (tokens); ``redundant`` (visual > eta) and
         ``visual_only`` (visual > eta >= text). Intervals are percentile bootstrap intervals over samples, since
         tokens of one sample are not independent; NaN where fewer than two samples have tokens of that kind.
         Quantiles and shares are NaN where the profile kept no rows of such tokens.
@@ -76,9 +76,8 @@ def redundant_layers(
         low, high = _interval(tokens, cosines, confidence, seed)
         result[f"{kind}_low"], result[f"{kind}_high"] = low, high
         shares, quantiles = token_spread(prof, kind, sizes[kind], layers, eta)
-        if kind == "visual":
-            for name, values in zip(QUANTILES, quantiles, strict=True):
-                result[f"visual_{name}"] = values
+        for name, values in zip(QUANTILES, quantiles, strict=True):
+            result[f"{kind}_{name}"] = values
         result[f"{kind}_share_above"] = shares
     result["n_samples"] = table.groupby("layer")["sample"].nunique().loc[layers].to_numpy(np.int64)
     for kind, size in sizes.items():

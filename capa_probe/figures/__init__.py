@@ -1,9 +1,26 @@
 """Figures: one function each, tables in, a matplotlib Figure out."""
 
 from capa_probe.figures.attention_contribution import attention_contribution
-from capa_probe.figures.ffn_cosine import ffn_cosine
-from capa_probe.figures.norms import norms
+from capa_probe.figures.ffn_cosine import ffn_cosine, ffn_cosines
+from capa_probe.figures.norms import norm_summary, norms, norms_compared
+from capa_probe.figures.overlays import overlay_tables, overlays
 from capa_probe.figures.save import save
 from capa_probe.figures.sink_counts import sink_counts
+from capa_probe.figures.sink_split import sink_split, split_tables
+from capa_probe.figures.token_shares import token_shares
 
-__all__ = ["attention_contribution", "ffn_cosine", "norms", "save", "sink_counts"]
+__all__ = [
+    "attention_contribution",
+    "ffn_cosine",
+    "ffn_cosines",
+    "norm_summary",
+    "norms",
+    "norms_compared",
+    "overlay_tables",
+    "overlays",
+    "save",
+    "sink_counts",
+    "sink_split",
+    "split_tables",
+    "token_shares",
+]

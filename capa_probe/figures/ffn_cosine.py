@@ -1,4 +1,4 @@
-"""Cosine of FFN input and output by layer, for visual and for text tokens."""
+"""Cosine of FFN input and output by layer, for visual and for text tokens, with its spread over single tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from numpy.typing import NDArray
 
 from capa_probe.analysis import layer_ranges
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import FAINT, INK, TEXT, VISUAL, NotebookFigure, count, headline, styled
+from capa_probe.figures.entry import ModelTables, Source
+from capa_probe.figures.style import (
+    FAINT,
+    INK,
+    QUIET,
+    TEXT,
+    VISUAL,
+    NotebookFigure,
+    count,
+    headline,
+    run_looks,
+    styled,
+)
 
 COLUMNS = (
     "layer",
@@ -25,37 +37,163 @@ COLUMNS = (
     "redundant",
     "visual_only",
 )
-_TICKS = (-1.0, 0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
-#: Nearer to 1 than this is drawn here.
-_NEAREST = 3e-5
+_TITLE = "What the FFN does to visual and to text tokens"
+TICKS = (-1.0, 0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
+#: What is nearer to 1 than this is drawn here.
+_NEAREST = 3e-6
+#: Of the axis, so that there is room beyond.
+_END = 1e-8
 
 
 @styled
 def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
-    """Mean ``cos(x, x + FFN(norm(x)))`` per layer with intervals, the eta line, and the redundant layers marked.
+    """``cos(x, x + FFN(norm(x)))`` per layer: means with intervals, spread over tokens, eta, and redundant layers.
 
-    The axis is logarithmic in ``1 - cosine``, since what matters is how near to 1 the cosine is.
+    Below, the share of single tokens above eta. The axis is logarithmic in ``1 - cosine``, since what matters is how
+    near to 1 the cosine is.
 
     Args:
-        layers_table: what ``redundant_layers(prof, eta)`` returned.
+        layers_table: what ``redundant_layers(prof, eta)`` returned; the spread over tokens is left out where the
+            profile kept no rows of them.
         eta: the threshold that it was called with.
 
     Raises:
         CapaProbeError: the table is empty or lacks columns.
     """
-    missing = [name for name in COLUMNS if name not in layers_table]
-    if missing or layers_table.empty:
+    table = _checked(layers_table)
+    spread = _has_spread(table)
+    room = 1.0 if spread else 0.0
+    figure = NotebookFigure(figsize=(max(7.8, min(0.3 * len(table) + 2, 12.0)), 4.5 + room))
+    panels = figure.subplots(2 if spread else 1, 1, sharex=True, squeeze=False,
+                             height_ratios=(3.2, 1) if spread else None)[:, 0]  # fmt: skip
+    axes = panels[0]
+    _cosines(axes, table, eta)
+    _limits(axes, [table], eta)
+    _name_eta(axes, eta)
+    axes.set_ylabel("cosine of FFN input and output\n(no unit; 1: direction unchanged)")
+    if spread:
+        _above(panels[1], table)
+        panels[1].set_ylabel("tokens\nabove η")
+    panels[-1].set_xlabel("decoder layer (from 0)")
+    top = headline(figure, _TITLE, _subtitle(table, eta))
+    width, height = figure.get_size_inches()
+    handles = _handles([table])
+    n_lines = 1 + (len(handles) > 3)
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.06 / width, 1 - (top + 0.02) / height),
+        ncols=-(-len(handles) // n_lines),
+        borderaxespad=0,
+        columnspacing=1.6,
+        handlelength=1.8,
+    )
+    figure.subplots_adjust(
+        left=1.08 / width, right=1 - 0.75 / width, top=1 - (top + 0.18 + 0.2 * n_lines) / height,
+        bottom=0.58 / height, hspace=0.12,
+    )  # fmt: skip
+    figure.align_ylabels(panels)
+    return figure
+
+
+def ffn_cosines_tables(source: Source) -> dict[str, pd.DataFrame]:
+    """What :func:`ffn_cosines` draws, from a profile.
+
+    Raises:
+        CapaProbeError: the profile has no FFN cosines.
+    """
+    if "layers" not in source.tables:
+        raise CapaProbeError('This run holds no FFN cosines; profile with "ffn_cosine" among the probes.')
+    table = source.tables["layers"]
+    confidence = table.attrs.get("confidence", np.nan)
+    return {"layers": table.assign(eta=float(source.settings["eta"]), confidence=confidence)}
+
+
+@styled
+def ffn_cosines(models: ModelTables) -> Figure:
+    """The same for several models side by side, with one axis for all; for one model, :func:`ffn_cosine`.
+
+    Args:
+        models: name of a model -> ``layers``: what ``redundant_layers`` returned, with its ``eta`` in a column.
+
+    Raises:
+        CapaProbeError: a table is empty or lacks columns, the models were judged by different eta, or there are too
+            many of them.
+    """
+    tables = {name: _checked(own["layers"]) for name, own in models.items()}
+    looks = run_looks(tables)
+    etas = sorted({float(eta) for table in tables.values() for eta in table["eta"].unique()})
+    if len(etas) > 1:
+        raise CapaProbeError(
+            f"The models were judged by eta = {' and '.join(f'{eta:g}' for eta in etas)}; give profiles with one eta."
+        )
+    if len(looks) == 1:
+        (table,) = tables.values()
+        table.attrs = {"confidence": table["confidence"].iloc[0]} if table["confidence"].notna().all() else {}
+        return ffn_cosine(table, etas[0])
+    figure = NotebookFigure(figsize=(11.6, 5.4))
+    grid = figure.subplots(
+        2, len(tables), sharex="col", sharey="row", squeeze=False, height_ratios=(3.2, 1),
+        width_ratios=[max(len(table), 12) for table in tables.values()],
+    )  # fmt: skip
+    lines = []
+    for column, (name, table) in zip(grid.T, tables.items(), strict=True):
+        _cosines(column[0], table, etas[0])
+        if _has_spread(table):
+            _above(column[1], table)
+        column[0].set_title(name, loc="left", fontweight="bold")
+        column[1].set_xlabel("decoder layer (from 0)")
+        redundant = _named(table.loc[table["redundant"], "layer"].tolist())
+        only = _named(table.loc[table["visual_only"], "layer"].tolist())
+        n = count(int(table["n_samples"].iloc[0]), "sample")
+        lines.append(f"{name}: redundant FFN in {redundant}; not so for text tokens: {only} ({n})")
+    _limits(grid[0, 0], list(tables.values()), etas[0])
+    _name_eta(grid[0, -1], etas[0])
+    grid[0, 0].set_ylabel("cosine of FFN input and output\n(no unit; 1: direction unchanged)")
+    grid[1, 0].set_ylabel("tokens\nabove η")
+    lines.append("Bands: bootstrap over samples; redundant: mean cosine of visual tokens above η")
+    top = headline(figure, _TITLE, "\n".join(lines))
+    width, height = figure.get_size_inches()
+    height += top - 0.8
+    figure.set_size_inches(width, height)
+    for text in list(figure.texts):
+        text.remove()
+    headline(figure, _TITLE, "\n".join(lines))
+    handles = _handles(list(tables.values()))
+    figure.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(0.12 / width, 0.05 / height),
+        ncols=-(-len(handles) // 2), borderaxespad=0, columnspacing=1.6, handlelength=1.8,
+    )  # fmt: skip
+    figure.subplots_adjust(
+        left=1.08 / width, right=1 - 0.75 / width, top=1 - (top + 0.36) / height, bottom=1.02 / height,
+        hspace=0.12, wspace=0.06,
+    )  # fmt: skip
+    figure.align_ylabels(grid[:, 0])
+    return figure
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in COLUMNS if name not in table]
+    if missing or table.empty:
         what = f"lacks the columns {', '.join(missing)}" if missing else "is empty"
         raise CapaProbeError(f"The table of layers {what}; give what redundant_layers returned.")
-    table = layers_table.sort_values("layer")
+    return table.sort_values("layer")
+
+
+def _has_spread(table: pd.DataFrame) -> bool:
+    return "visual_p05" in table and bool(table["visual_p05"].notna().any())
+
+
+def _cosines(axes: Any, table: pd.DataFrame, eta: float) -> None:
+    """One panel of means, spread, eta and redundant layers."""
     layers = table["layer"].to_numpy()
-
-    figure = NotebookFigure(figsize=(max(7.8, min(0.3 * len(table) + 2, 12.0)), 4.5))
-    axes = figure.add_subplot()
-    axes.set_yscale("function", functions=(_nines, _from_nines))
-
-    for kind, colour, marker in (("text", TEXT, "s"), ("visual", VISUAL, "o")):
-        mean, low, high = (table[f"{kind}_{what}"].to_numpy(float) for what in ("cosine", "low", "high"))
+    axes.set_yscale("function", functions=(nines, from_nines))
+    for kind, colour, marker, shift in (("text", TEXT, "s", 0.16), ("visual", VISUAL, "o", -0.16)):
+        if f"{kind}_p05" in table:
+            low, middle, high = (drawable(table[f"{kind}_{of}"]) for of in ("p05", "p50", "p95"))
+            axes.vlines(layers + shift, low, high, color=colour, linewidth=3.2, alpha=0.38, zorder=1.8)
+            axes.scatter(layers + shift, middle, marker="_", color=colour, s=36, linewidth=1.6, zorder=2.1)
+        mean, low, high = (drawable(table[f"{kind}_{what}"]) for what in ("cosine", "low", "high"))
         axes.fill_between(layers, low, high, color=colour, alpha=0.22, linewidth=0, zorder=2)
         axes.plot(layers, mean, color=colour, linewidth=1.8, zorder=3)
         if kind == "visual":
@@ -65,16 +203,34 @@ def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
         else:
             axes.plot(layers, mean, marker, color=colour, markersize=4.5, zorder=3.5)
     axes.axhline(eta, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2.5)
+    _shade(axes, table)
+    axes.set_xlim(layers.min() - 0.5, layers.max() + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=18 if len(table) > 12 else 9, integer=True, min_n_ticks=1))
+    axes.grid(visible=False, axis="x")
 
-    _limits(axes, table, eta)
+
+def _shade(axes: Any, table: pd.DataFrame) -> None:
+    """The redundant layers."""
     for layer in table.loc[table["redundant"], "layer"]:
         only = bool(table.loc[table["layer"] == layer, "visual_only"].iloc[0])
         axes.axvspan(
             layer - 0.5, layer + 0.5, color=VISUAL if only else FAINT, alpha=0.13, linewidth=0, zorder=0.5
         )
-    axes.set_xlim(layers.min() - 0.5, layers.max() + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=18, integer=True, min_n_ticks=1))
+
+
+def _above(axes: Any, table: pd.DataFrame) -> None:
+    """One panel of the share of single tokens above eta."""
+    for kind, colour, marker, size in (("text", TEXT, "s", 3.5), ("visual", VISUAL, "o", 4.5)):
+        share = table[f"{kind}_share_above"].to_numpy(float)
+        axes.plot(table["layer"], share, marker=marker, color=colour, markersize=size, linewidth=1.3)
+    _shade(axes, table)
+    axes.set_ylim(-0.06, 1.06)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     axes.grid(visible=False, axis="x")
+
+
+def _name_eta(axes: Any, eta: float) -> None:
     # In the margin, where no curve can run through it.
     axes.annotate(
         f"η = {eta:g}",
@@ -85,16 +241,6 @@ def ffn_cosine(layers_table: pd.DataFrame, eta: float = 0.96) -> Figure:
         va="center",
         color=INK,
     )
-    axes.set_xlabel("decoder layer (from 0)")
-    axes.set_ylabel("cosine of FFN input and output\n(no unit; 1: direction unchanged)")
-
-    top = headline(figure, "What the FFN does to visual and to text tokens", _subtitle(table, eta))
-    _legend(figure, table, top)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=0.95 / width, right=1 - 0.75 / width, top=1 - (top + 0.38) / height, bottom=0.58 / height
-    )
-    return figure
 
 
 def _subtitle(table: pd.DataFrame, eta: float) -> str:
@@ -108,8 +254,8 @@ def _subtitle(table: pd.DataFrame, eta: float) -> str:
     size = f"{count(int(first['n_samples']), 'sample')} with {int(first['n_visual']):,} visual and {text}"
     if table[["visual_low", "text_low"]].isna().all(axis=None):
         return f"{finding}\n{size}; no intervals from a single sample"
-    confidence = table.attrs.get("confidence")
-    share = "" if confidence is None else f"{100 * confidence:g} % "
+    confidence = table.attrs.get("confidence", table["confidence"].iloc[0] if "confidence" in table else None)
+    share = "" if confidence is None or np.isnan(confidence) else f"{100 * confidence:g} % "
     return f"{finding}\n{size}; bands: {share}bootstrap over samples"
 
 
@@ -117,45 +263,49 @@ def _named(layers: list[int]) -> str:
     return f"layer{'' if len(layers) == 1 else 's'} {layer_ranges(layers)}" if layers else "none"
 
 
-def _legend(figure: Figure, table: pd.DataFrame, top: float) -> None:
+def _handles(tables: list[pd.DataFrame]) -> list[Any]:
     handles: list[Any] = [
-        Line2D([], [], color=VISUAL, marker="o", markersize=6.5, linewidth=1.8, label="visual tokens"),
-        Line2D([], [], color=TEXT, marker="s", markersize=4.5, linewidth=1.8, label="text tokens"),
+        Line2D([], [], color=VISUAL, marker="o", markersize=6.5, linewidth=1.8, label="visual tokens, mean"),
+        Line2D([], [], color=TEXT, marker="s", markersize=4.5, linewidth=1.8, label="text tokens, mean"),
     ]
-    both = table["redundant"] & ~table["visual_only"]
-    if both.any():
+    if any(_has_spread(table) for table in tables):
+        label = "single tokens: median, 5 to 95 %"
+        handles.append(
+            Line2D(
+                [], [], color=QUIET, marker="|", linestyle="", markersize=11, mew=3.2, alpha=0.5, label=label
+            )
+        )
+    if any((table["redundant"] & ~table["visual_only"]).any() for table in tables):
         handles.append(Patch(color=FAINT, alpha=0.3, linewidth=0, label="redundant for both"))
-    if table["visual_only"].any():
+    if any(table["visual_only"].any() for table in tables):
         handles.append(Patch(color=VISUAL, alpha=0.2, linewidth=0, label="redundant for visual tokens only"))
-    width, height = figure.get_size_inches()
-    figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.06 / width, 1 - (top + 0.02) / height),
-        ncols=len(handles),
-        borderaxespad=0,
-        columnspacing=1.6,
-        handlelength=1.8,
-    )
+    return handles
 
 
-def _limits(axes: Any, table: pd.DataFrame, eta: float) -> None:
-    """Room around all means and bands, and ticks at round cosines in it."""
-    names = [f"{kind}_{what}" for kind in ("visual", "text") for what in ("cosine", "low", "high")]
-    values = _nines(np.append(table[names].to_numpy(float).ravel(), eta))
+def _limits(axes: Any, tables: list[pd.DataFrame], eta: float) -> None:
+    """Room around all means, bands and spreads, and ticks at round cosines in it."""
+    names = [f"{kind}_{of}" for kind in ("visual", "text") for of in ("cosine", "low", "high", "p05", "p95")]
+    shown = [table[[name for name in names if name in table]].to_numpy(float).ravel() for table in tables]
+    values = nines(drawable([*np.concatenate(shown), eta]))
     low, high = np.nanmin(values), np.nanmax(values)
     margin = 0.08 * max(high - low, 0.5)
-    axes.set_ylim(*_from_nines(np.array([low - margin, high + margin])))
+    axes.set_ylim(*from_nines(np.array([low - margin, high + margin])))
     axis = axes.yaxis
-    shown = [tick for tick in _TICKS if low - margin <= _nines(np.array(tick)) <= high + margin]
-    axis.set_major_locator(FixedLocator(shown))
+    ticks = [tick for tick in TICKS if low - margin <= nines(np.array(tick)) <= high + margin]
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _nines(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
+def drawable(cosines: Any) -> NDArray[np.float64]:
+    """Cosines, none nearer to 1 than what a figure shows."""
+    return np.minimum(np.asarray(cosines, dtype=float), 1 - _NEAREST)
+
+
+def nines(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
     """0 at cosine 0, 1 at 0.9, 2 at 0.99, ..."""
-    return -np.log10(np.maximum(1 - np.asarray(cosine, dtype=float), _NEAREST))
+    return -np.log10(np.maximum(1 - np.asarray(cosine, dtype=float), _END))
 
 
-def _from_nines(nines: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 - 10.0 ** -np.asarray(nines, dtype=float)
+def from_nines(n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cosine again."""
+    return 1 - 10.0 ** -np.asarray(n, dtype=float)

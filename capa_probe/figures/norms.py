@@ -1,4 +1,4 @@
-"""Sizes by layer: of value vectors, and of what attention and FFN add to the residual stream."""
+"""Value norms by layer, and what attention and FFN add to the residual stream: how much, and how far it turns."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.figures.entry import ModelTables, Source
+from capa_probe.figures.ffn_cosine import TICKS, drawable, from_nines, nines
+from capa_probe.figures.grid import finish, grid
 from capa_probe.figures.style import (
     INK,
     ROLE_NAMES,
     ROLES,
     TEXT,
     VISUAL,
-    NotebookFigure,
     count,
-    headline,
     styled,
 )
 
@@ -28,91 +29,173 @@ _PANELS = (
     ("value_norm", "Value vectors", None),
     ("attn_update_norm", "Added by attention", "resid_pre_norm"),
     ("ffn_update_norm", "Added by the FFN", "resid_mid_norm"),
+    ("attn_cosine", "Cosine: attention", None),
+    ("ffn_cosine", "Cosine: FFN", None),
 )
+_STATISTICS = ("p05", "p50", "p95")
+_VALUES = [name for value, _, stream in _PANELS for name in (value, stream) if name]
+_COLUMNS = [f"{name}_{statistic}" for name in _VALUES for statistic in _STATISTICS]
 _KINDS = {"text": (TEXT, "s", "text tokens"), "visual": (VISUAL, "o", "visual tokens")}
 _STREAM: Any = (0, (1, 1.4))
 
 
-@styled
 def norms(layers_df: pd.DataFrame, sinks: pd.DataFrame | None = None) -> Figure:
-    """Median L2 norms of value vectors and of residual updates per layer, for visual and text tokens, log scale.
+    """Median norms of value vectors and residual updates, and cosines, per layer, for visual and text tokens.
 
-    Medians, since a massive token or two would carry a mean away.
+    Medians, since a massive token or two would carry a mean away. Norms are on a log axis, cosines (of the residual
+    stream before and after the update) on one that is logarithmic in ``1 - cosine``.
 
     Args:
-        layers_df: ``prof.layers``; decode steps are passed over. A norm that was not measured has no panel.
+        layers_df: ``prof.layers``; decode steps are passed over. What was not measured has no panel.
         sinks: what ``classify_sinks(prof)`` returned, to show the median value norm of each role as well.
 
     Raises:
         CapaProbeError: columns are missing, or none of the norms was measured.
     """
-    names = [name for value, _, stream in _PANELS for name in (value, stream) if name]
-    statistics = ("p05", "p50", "p95")
-    needed = ["step", "layer", "kind", "n_tokens", "sample", *(f"{n}_{s}" for n in names for s in statistics)]
+    return norms_compared({"": norm_summary(layers_df, sinks)})
+
+
+def norm_summary(layers_df: pd.DataFrame, sinks: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
+    """The small tables behind :func:`norms`.
+
+    Args:
+        layers_df: as there.
+        sinks: as there.
+
+    Returns:
+        ``norms``: by ``kind`` and ``layer``, the 5th, 50th and 95th percentile of each quantity over a sample's
+        tokens, averaged over samples, so that a sample counts once, however long it is; ``n_samples`` and
+        ``n_tokens`` of the kind. ``roles``: median ``value_norm`` of the sinks by ``role`` and ``layer``.
+
+    Raises:
+        CapaProbeError: as :func:`norms`.
+    """
+    needed = ["step", "layer", "kind", "n_tokens", "sample", *_COLUMNS]
     missing = [name for name in needed if name not in layers_df]
     if missing:
         raise CapaProbeError(
             f"The table of layers lacks the columns {', '.join(missing)}; give prof.layers of a profile."
         )
     table = layers_df.loc[layers_df["step"] == 0, needed]
-    panels = [panel for panel in _PANELS if table[f"{panel[0]}_p50"].notna().any()]
-    if not panels:
+    if table[[f"{name}_p50" for name, _, _ in _PANELS[:3]]].isna().all(axis=None):
         raise CapaProbeError(
             "This profile holds neither value norms nor residual updates; profile with the probes value_norm and "
             "residual."
         )
-    # A sample counts once, however long it is.
-    values = table.drop(columns=["sample", "n_tokens", "step"])
-    means = {
-        str(kind): part.drop(columns="kind").groupby("layer").mean() for kind, part in values.groupby("kind")
-    }
+    by = table.groupby(["kind", "layer"])
+    means = by[_COLUMNS].mean().assign(n_samples=by["sample"].nunique(), n_tokens=by["n_tokens"].sum())
+    roles = pd.DataFrame({"role": [], "layer": [], "value_norm": []})
+    if sinks is not None and len(sinks):
+        roles = sinks.groupby(["role", "layer"])["value_norm"].median().dropna().reset_index()
+    n_samples = table["sample"].nunique()
+    return {"norms": means.reset_index().assign(n_all=n_samples), "roles": roles}
 
-    figure = NotebookFigure(figsize=(max(3.3 * len(panels) + 0.4, 7.8), 4.2))
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (name, title, stream) in zip(grid, panels, strict=True):
-        axes.set_yscale("log")
-        for kind, (colour, marker, _) in _KINDS.items():
-            if kind in means:
-                _line(axes, means[kind], name, stream, colour, marker)
-        if name == "value_norm" and sinks is not None:
-            _roles(axes, sinks)
-        axes.set_title(title, loc="left", fontweight="bold")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel("decoder layer (from 0)")
-    _share_limits([axes for axes, panel in zip(grid, panels, strict=True) if panel[2]])
-    for axes in grid:
-        _ticks(axes)
-    grid[0].set_ylabel("L2 norm (activation units)")
 
-    top = headline(figure, "How large values and residual updates are", _subtitle(table))
-    _legend(figure, top, panels, sinks if panels[0][0] == "value_norm" else None)
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=0.8 / width,
-        right=1 - 0.15 / width,
-        top=1 - (top + 0.6) / height,
-        bottom=0.55 / height,
-        wspace=0.22,
-    )
+def norms_tables(source: Source) -> dict[str, pd.DataFrame]:
+    """What :func:`norms_compared` draws, from a profile.
+
+    Raises:
+        CapaProbeError: the run is no profile, or holds none of the norms.
+    """
+    if source.prof is None:
+        raise CapaProbeError("A figure of norms was asked for of a run that is no profile; give a profile.")
+    return norm_summary(source.prof.layers, source.tables.get("sinks"))
+
+
+@styled
+def norms_compared(models: ModelTables) -> Figure:
+    """The same for several models, a row of panels each.
+
+    Args:
+        models: name of a model -> what :func:`norm_summary` returned.
+
+    Raises:
+        CapaProbeError: there are too many models.
+    """
+    panels = [
+        panel
+        for panel in _PANELS
+        if any(tables["norms"][f"{panel[0]}_p50"].notna().any() for tables in models.values())
+    ]
+    figure, axes = grid(models, len(panels), size=(max(2.32 * len(panels), 7.8), 2.5))
+    for row, tables in zip(axes, models.values(), strict=True):
+        for panel, (name, _, stream) in zip(row, panels, strict=True):
+            _draw(panel, tables, name, stream)
+        sized = [panel for panel, (_, _, stream) in zip(row, panels, strict=True) if stream]
+        _share_limits(sized)
+        for panel, (name, _, _) in zip(row, panels, strict=True):
+            if not name.endswith("cosine"):
+                _ticks(panel)
+        turns = [panel for panel, (name, _, _) in zip(row, panels, strict=True) if name.endswith("cosine")]
+        _share_turns(turns)
+        for same in (sized, turns):
+            for panel in same[1:]:
+                panel.tick_params(labelleft=False)
+        row[0].set_ylabel("L2 norm (activation units)")
+    for panel, (_, title, _) in zip(axes[0], panels, strict=True):
+        panel.set_title(title, loc="left", fontweight="bold")
+    for panel in axes[-1]:
+        panel.set_xlabel("decoder layer (from 0)")
+    finish(
+        figure, axes, models, "How large values and residual updates are, and how far they turn the stream",
+        _subtitle(models), _handles(models, panels), wspace=0.3,
+    )  # fmt: skip
     return figure
+
+
+def _draw(axes: Any, tables: Any, name: str, stream: str | None) -> None:
+    table = tables["norms"]
+    if name.endswith("cosine"):
+        axes.set_yscale("function", functions=(nines, from_nines))
+    else:
+        axes.set_yscale("log")
+    for kind, (colour, marker, _) in _KINDS.items():
+        own = table[table["kind"] == kind].sort_values("layer").set_index("layer")
+        if len(own):
+            _line(axes, own, name, stream, colour, marker)
+    if name == "value_norm":
+        for role, (colour, marker) in ROLES.items():
+            own = tables["roles"][tables["roles"]["role"] == role]
+            axes.plot(
+                own["layer"],
+                own["value_norm"],
+                marker,
+                color=colour,
+                markersize=6.5,
+                mec="white",
+                mew=0.6,
+                zorder=4,
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
+    axes.grid(visible=False, axis="x")
 
 
 def _line(axes: Any, means: pd.DataFrame, name: str, stream: str | None, colour: str, marker: str) -> None:
     layers = means.index.to_numpy()
-    low, middle, high = (means[f"{name}_{statistic}"].to_numpy(float) for statistic in ("p05", "p50", "p95"))
+    low, middle, high = (means[f"{name}_{statistic}"].to_numpy(float) for statistic in _STATISTICS)
+    if name.endswith("cosine"):
+        low, middle, high = drawable(low), drawable(middle), drawable(high)
     axes.fill_between(layers, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)
     axes.plot(layers, middle, marker=marker, color=colour, markersize=4.5, linewidth=1.7, zorder=3)
     if stream:
         axes.plot(layers, means[f"{stream}_p50"], color=colour, linewidth=1.5, linestyle=_STREAM, zorder=2.5)
 
 
-def _roles(axes: Any, sinks: pd.DataFrame) -> None:
-    for role, (colour, marker) in ROLES.items():
-        medians = sinks.loc[sinks["role"] == role].groupby("layer")["value_norm"].median().dropna()
-        axes.plot(
-            medians.index, medians, marker, color=colour, markersize=6.5, mec="white", mew=0.6, zorder=4
-        )
+def _share_turns(panels: list[Any]) -> None:
+    """One scale for the panels of cosines, and ticks at round ones."""
+    drawn = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines]
+    bands = [path.vertices[:, 1] for axes in panels for c in axes.collections for path in c.get_paths()]
+    values = np.concatenate([*drawn, *bands]) if drawn else np.array([])
+    values = nines(values[np.isfinite(values)])
+    if not len(values):
+        return
+    room = 0.08 * max(values.max() - values.min(), 0.5)
+    low, high = values.min() - room, values.max() + room
+    for axes in panels:
+        axes.set_ylim(*from_nines(np.array([low, high])))
+        ticks = [tick for tick in TICKS if low <= nines(np.array(tick)) <= high]
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _share_limits(panels: list[Any]) -> None:
@@ -133,19 +216,24 @@ def _ticks(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _subtitle(table: pd.DataFrame) -> str:
-    first = table[table["layer"] == table["layer"].min()]
-    tokens = first.groupby("kind")["n_tokens"].sum()
-    size = " and ".join(
-        count(int(tokens[kind]), f"{kind} token") for kind in ("visual", "text") if kind in tokens.index
-    )
-    return (
-        f"{count(first['sample'].nunique(), 'sample')} with {size}\n"
+def _subtitle(models: ModelTables) -> str:
+    lines = []
+    for name, tables in models.items():
+        table = tables["norms"].groupby("kind")[["n_tokens", "n_all"]].first()
+        size = " and ".join(
+            count(int(table.loc[kind, "n_tokens"]), f"{kind} token")
+            for kind in ("visual", "text")
+            if kind in table.index
+        )
+        who = f"{name}: " if len(models) > 1 else ""
+        lines.append(f"{who}{count(int(table['n_all'].iloc[0]), 'sample')} with {size}")
+    lines.append(
         "Lines: median over a sample's tokens; bands: 5th to 95th percentile; both averaged over samples"
     )
+    return "\n".join(lines)
 
 
-def _legend(figure: Figure, top: float, panels: Any, sinks: pd.DataFrame | None) -> None:
+def _handles(models: ModelTables, panels: Any) -> list[Any]:
     kinds = [
         Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=1.7, label=label)
         for colour, marker, label in reversed(_KINDS.values())
@@ -153,18 +241,9 @@ def _legend(figure: Figure, top: float, panels: Any, sinks: pd.DataFrame | None)
     if any(stream for _, _, stream in panels):
         label = "residual stream that it is added to"
         kinds.append(Line2D([], [], color=INK, linewidth=1.5, linestyle=_STREAM, label=label))
-    found = [] if sinks is None else [role for role in ROLES if (sinks["role"] == role).any()]
-    kinds += [
+    found = {role for tables in models.values() for role in tables["roles"]["role"]}
+    return kinds + [
         Line2D([], [], linestyle="", color=ROLES[role][0], marker=ROLES[role][1], label=ROLE_NAMES[role])
-        for role in found
+        for role in ROLES
+        if role in found and panels[0][0] == "value_norm"
     ]
-    width, height = figure.get_size_inches()
-    figure.legend(
-        handles=kinds,
-        loc="upper left",
-        bbox_to_anchor=(0.06 / width, 1 - (top + 0.02) / height),
-        ncols=len(kinds),
-        borderaxespad=0,
-        columnspacing=1.4,
-        handlelength=1.8,
-    )

@@ -19,6 +19,8 @@ R = TypeVar("R")
 
 #: Okabe and Ito's palette, which readers with a colour vision deficiency can tell apart.
 VISUAL, TEXT = "#0072B2", "#E69F00"
+#: Text at the very start of a prompt.
+FIRST_TEXT = "#F7D48A"
 INK, QUIET, FAINT, RULE = "#222222", "#5f6670", "#a4abb3", "#e7e9ec"
 #: Colour and marker of each sink role; shape says it too, for print in grey.
 ROLES: dict[str, tuple[str, str]] = {
