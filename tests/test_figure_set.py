@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ from capa_probe.cli import app
 from capa_probe.demo import DEMO_MODELS
 from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set import collect, keep_tables, kept_tables, stale, strays, tables_hash, write_set
-from capa_probe.figure_set.writing import drawings
+from capa_probe.figure_set.writing import PIXELS_DPI, drawings
 from capa_probe.figures.entry import Entry, Source
 from capa_probe.figures.registry import ENTRIES, markdown
-from capa_probe.figures.save import DATA_KEY, save, saved_data
+from capa_probe.figures.save import DATA_KEY, DPI, save, saved_data
 from capa_probe.figures.score_ranks import score_ranks_tables
 from capa_probe.tables import LayerProfile
 from demo_training.training_table import training_table, write_training
@@ -241,6 +242,17 @@ class TestCollect:
         assert said == ["bad is left out: These runs do not go together."]
         with pytest.raises(CapaProbeError, match="do not go together"):
             list(write_set(models, tmp_path, [bad]))
+
+    def test_pictures_are_kept_as_a_smaller_png_alone(self, tmp_path: Path) -> None:
+        tables = score_ranks_tables(Source(benchmark_tables.tables()))
+        pictures = [replace(entry, pixels=True) for entry in SOME if entry.name == "score_ranks"]
+        keep_tables({"a": {"score_ranks": tables}}, tmp_path)
+        (small,) = write_set(kept_tables(tmp_path), tmp_path, pictures, folders=True, small=True)
+        assert list(stale(tmp_path, entries=pictures)) == []
+        files = list(write_set(kept_tables(tmp_path), tmp_path / "whole", pictures))
+        assert [file.suffix for file in files] == [".png", ".svg"]
+        with Image.open(small) as one, Image.open(files[0]) as other:
+            assert one.width / other.width == pytest.approx(PIXELS_DPI / DPI, abs=0.01)
 
 
 class TestCommand:

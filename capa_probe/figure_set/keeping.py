@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.figure_set.writing import drawings
+from capa_probe.figure_set.writing import Drawing, drawings
 from capa_probe.figures.entry import Entry, Tables
 from capa_probe.figures.registry import ENTRIES
 from capa_probe.figures.save import saved_data
@@ -81,7 +81,7 @@ def stale(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = EN
         entries: which figures it should have.
     """
     for drawing in drawings(kept_tables(folder, order), entries, folders=True):
-        for file in (folder / f"{drawing.file}{suffix}" for suffix in _SUFFIXES):
+        for file in _files(folder, drawing):
             if not file.is_file():
                 yield f"{file} is missing."
             elif saved_data(file) != drawing.data:
@@ -93,8 +93,9 @@ def stale(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = EN
 def strays(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = ENTRIES) -> list[Path]:
     """Pictures and tables in a set's folder that belong to no figure of it."""
     models = kept_tables(folder, order)
-    drawn = {drawing.file for drawing in drawings(models, entries, folders=True)}
-    expected = {folder / f"{file}{suffix}" for file in drawn for suffix in _SUFFIXES}
+    expected = {
+        file for drawing in drawings(models, entries, folders=True) for file in _files(folder, drawing)
+    }
     pictures = [file for file in sorted(folder.rglob("*")) if file.suffix in _SUFFIXES]
     known = {entry.data for entry in entries}
     tables = sorted((folder / DATA).glob("*/*.parquet"))
@@ -102,3 +103,8 @@ def strays(folder: Path, order: Sequence[str] = (), entries: Sequence[Entry] = E
         *(file for file in pictures if file not in expected),
         *(file for file in tables if file.name.partition(".")[0] not in known),
     ]
+
+
+def _files(folder: Path, drawing: Drawing) -> list[Path]:
+    suffixes = _SUFFIXES[:1] if drawing.entry.pixels else _SUFFIXES
+    return [folder / f"{drawing.file}{suffix}" for suffix in suffixes]

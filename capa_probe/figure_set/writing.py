@@ -10,7 +10,10 @@ from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set.hashing import tables_hash
 from capa_probe.figures.entry import Entry, ModelTables, Tables
 from capa_probe.figures.registry import ENTRIES
-from capa_probe.figures.save import save
+from capa_probe.figures.save import DPI, save
+
+#: Of figures made of pictures, in a set that is kept.
+PIXELS_DPI = 90
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def write_set(
         entries: which figures.
         folders: as for :func:`drawings`.
         pdf: also write PDF files.
-        small: PNG files of 256 colours.
+        small: PNG files of 256 colours, and what is made of pictures as a smaller PNG alone.
         left_out: takes a sentence for each figure that cannot be drawn; None raises instead.
 
     Raises:
@@ -87,4 +90,6 @@ def write_set(
                 raise
             left_out.append(f"{drawing.file} is left out: {error}")
             continue
-        yield from save(figure, out / drawing.file, pdf=pdf, svg=True, data=drawing.data, small=small)
+        file, pixels = out / drawing.file, small and drawing.entry.pixels
+        dpi = PIXELS_DPI if pixels else DPI
+        yield from save(figure, file, pdf=pdf, svg=not pixels, data=drawing.data, small=small, dpi=dpi)

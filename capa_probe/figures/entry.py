@@ -53,6 +53,8 @@ class Entry:
         draw: model -> those tables -> the figure.
         together: whether one figure shows all models; otherwise ``draw`` is given one at a time.
         fewest: models that it takes.
+        pixels: whether it is made of pictures, which a vector file holds as pixels too: a set that is kept has it as a
+            smaller PNG alone.
         shares: name of the figure whose selected tables it goes by, where it has none of its own.
     """
 
@@ -65,6 +67,7 @@ class Entry:
     draw: Callable[[ModelTables], Any]
     together: bool
     fewest: int = 1
+    pixels: bool = False
     shares: str = ""
 
     @property

@@ -72,6 +72,6 @@ PROFILE_ENTRIES: tuple[Entry, ...] = (
     Entry(
         6, "overlays", "profile", ("tokens", "sinks", "examples"),
         "Contribution lies on what a question is about, attention also on sinks in the background.",
-        overlays_tables, overlays_of_model, False,
+        overlays_tables, overlays_of_model, False, pixels=True,
     ),
 )  # fmt: skip

@@ -37,8 +37,9 @@ def save(
     svg: bool = False,
     data: str | None = None,
     small: bool = False,
+    dpi: int = DPI,
 ) -> list[Path]:
-    """Write a figure as PNG at 150 dpi and, if asked for, as PDF and SVG beside it.
+    """Write a figure as PNG and, if asked for, as PDF and SVG beside it.
 
     Each file is written under a temporary name and renamed; missing folders are made.
 
@@ -49,6 +50,7 @@ def save(
         svg: also write an SVG, for pages and slides.
         data: SHA-256 of the tables that it was drawn from, in hexadecimal, to be written into the files' metadata.
         small: reduce the PNG to 256 colours, which takes a third of the room.
+        dpi: pixels per inch, of the PNG and of what is drawn as pixels in the others.
 
     Returns:
         The files written.
@@ -67,9 +69,9 @@ def save(
             metadata |= {"png": {DATA_KEY: data}, "svg": {"Identifier": _PREFIX + data}}.get(
                 kind, {"Keywords": _PREFIX + data}
             )
-        draw = partial(figure.savefig, format=kind, dpi=DPI, metadata=metadata)
+        draw = partial(figure.savefig, format=kind, dpi=dpi, metadata=metadata)
         if kind == "png" and small:
-            draw = partial(_small, figure, metadata)
+            draw = partial(_small, figure, metadata, dpi)
         with mpl.rc_context({"svg.hashsalt": png.stem}):
             written.append(replace(png.with_suffix(f".{kind}"), draw))
     return written
@@ -90,11 +92,11 @@ def saved_data(path: str | os.PathLike[str]) -> str | None:
     return identified[1] if identified else None
 
 
-def _small(figure: Figure, metadata: dict[str, str | None], file: Path) -> None:
+def _small(figure: Figure, metadata: dict[str, str | None], dpi: int, file: Path) -> None:
     drawn, info = io.BytesIO(), PngInfo()
-    figure.savefig(drawn, format="png", dpi=DPI)
+    figure.savefig(drawn, format="png", dpi=dpi)
     for key, value in metadata.items():
         if value is not None:
             info.add_text(key, value)
     image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(file, "PNG", optimize=True, pnginfo=info, dpi=(DPI, DPI))
+    image.save(file, "PNG", optimize=True, pnginfo=info, dpi=(dpi, dpi))
