@@ -80,13 +80,17 @@ class TestSinkCounts:
 class TestNorms:
     def test_lines_are_medians_averaged_over_samples(self, prof: LayerProfile) -> None:
         figure = norms(prof.layers)
-        names = ("value_norm", "attn_update_norm", "ffn_update_norm")
+        names = ("value_norm", "attn_update_norm", "ffn_update_norm", "attn_cosine", "ffn_cosine")
         for axes, name in zip(figure.axes, names, strict=True):
             for kind, colour in (("visual", VISUAL), ("text", TEXT)):
                 rows = prof.tokens[prof.tokens["kind"] == kind]
                 medians = rows.groupby(["sample", "layer"])[name].median().groupby("layer").mean()
+                if name.endswith(
+                    "cosine"
+                ):  # what is above 1, as made-up cosines can be, is drawn at the edge
+                    medians = medians.clip(upper=1 - 3e-6)
                 np.testing.assert_allclose(line(axes, colour)[:, 1], medians, rtol=1e-5)
-        for axes, stream in zip(figure.axes[1:], ("resid_pre_norm", "resid_mid_norm"), strict=True):
+        for axes, stream in zip(figure.axes[1:3], ("resid_pre_norm", "resid_mid_norm"), strict=True):
             rows = prof.tokens[prof.tokens["kind"] == "visual"]
             medians = rows.groupby(["sample", "layer"])[stream].median().groupby("layer").mean()
             (dotted,) = [
@@ -114,6 +118,8 @@ class TestNorms:
         assert [axes.get_title(loc="left") for axes in norms(table).axes] == [
             "Added by attention",
             "Added by the FFN",
+            "Cosine: attention",
+            "Cosine: FFN",
         ]
         table.loc[:, [name for name in table if "update_norm" in name]] = np.nan
         with pytest.raises(CapaProbeError, match="neither value norms nor residual updates"):

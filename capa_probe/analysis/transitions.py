@@ -107,6 +107,8 @@ def contribution_changes(prof: LayerProfile) -> pd.DataFrame:
     n_visual = 0
     where = [("step", "==", 0), ("kind", "==", "visual")]
     for part in prof.read(["sample", "layer", "position", "contribution"], where):
+        if part.empty:
+            continue
         n_visual += len(part)
         _refuse_nan(part)
         for sample, layer, mass in _by_sample(part):
@@ -221,9 +223,12 @@ def _ratio(
 
 
 def _peaks(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether no neighbour is larger."""
-    padded = np.concatenate([[-np.inf], distance, [-np.inf]])
-    return np.asarray((distance >= padded[:-2]) & (distance >= padded[2:]))
+    """Whether no neighbour is larger; neighbours that are exactly alike count as one."""
+    if not len(distance):
+        return np.zeros(0, dtype=np.bool_)
+    run = np.concatenate([[0], np.cumsum(np.diff(distance) != 0)])
+    height = np.concatenate([[-np.inf], distance[np.unique(run, return_index=True)[1]], [-np.inf]])
+    return np.asarray(((height[1:-1] > height[:-2]) & (height[1:-1] > height[2:]))[run])
 
 
 def _refuse_nan(part: pd.DataFrame) -> None:
