@@ -221,7 +221,7 @@ def _subtitle(models: ModelTables) -> str:
     for name, tables in models.items():
         table = tables["norms"].groupby("kind")[["n_tokens", "n_all"]].first()
         size = " and ".join(
-            count(int(table.loc[kind, "n_tokens"]), f"{kind} token")
+            count(int(table["n_tokens"][kind]), f"{kind} token")
             for kind in ("visual", "text")
             if kind in table.index
         )

@@ -62,7 +62,7 @@ def sink_split_tables(source: Source) -> dict[str, pd.DataFrame]:
         where = [("step", "==", 0), ("kind", "==", "visual"), ("layer", ">=", FIRST_LAYER)]
         strength = source.prof.select(["layer", "sink_strength"], where)
         if len(strength):
-            largest = strength.loc[strength["sink_strength"].idxmax()]
+            largest = strength.iloc[int(strength["sink_strength"].to_numpy().argmax())]
             facts["strongest"], facts["at"] = float(largest["sink_strength"]), float(largest["layer"])
     return found
 

@@ -26,7 +26,7 @@ INK, QUIET, FAINT, RULE = "#222222", "#5f6670", "#a4abb3", "#e7e9ec"
 ROLES: dict[str, tuple[str, str]] = {
     "dump": ("#D55E00", "v"),
     "anchor": ("#009E73", "^"),
-    "undetermined": ("#CC79A7", "s"),
+    "undetermined": ("#B8468C", "s"),
 }
 #: Words of the paper for the roles.
 ROLE_NAMES = {
@@ -48,8 +48,8 @@ SCORES: dict[str, Look] = {
     "contribution": Look("#332288", "P"),
     "attention": Look("#CC6677", "X"),
     "value_norm": Look("#999933", "*"),
-    "removal_effect": Look("#44AA99", "d"),
-    "random": Look("#7A828C", "o"),
+    "removal_effect": Look("#56B4E9", "d"),
+    "random": Look("#B0B0B0", "o"),
 }
 #: Ways to prune, and the model as it is; a method that ranks by a score has that score's look.
 METHODS: dict[str, Look] = {
@@ -57,7 +57,7 @@ METHODS: dict[str, Look] = {
     "capa": SCORES["contribution"],
     "fastv": SCORES["attention"],
     "vision-attention": Look("#AA4499", "h"),
-    "every_step": Look("#88CCEE", "D"),
+    "every_step": Look("#117733", "D"),
     "unpruned": Look(INK, "s"),
 }
 #: What becomes of a layer's FFN.
@@ -145,7 +145,7 @@ def task_looks(tasks: Iterable[str]) -> dict[str, Look]:
     names = list(dict.fromkeys(tasks))
     others = sorted(set(names) - set(TASKS))
     looks = {
-        name: Look(_HUES[i % len(_HUES)], _MARKERS[(i + i // len(_HUES)) % len(_MARKERS)])
+        name: Look(_HUES[i % len(_HUES)], _MARKERS[(i % len(_HUES) + i // len(_HUES)) % len(_MARKERS)])
         for i, name in enumerate(others)
     }
     return {name: TASKS.get(name) or looks[name] for name in names}
