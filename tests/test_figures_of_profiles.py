@@ -147,7 +147,7 @@ class TestSinkSplit:
         tables = entry.select(source(prof, no_sinks))
         said = words(entry.draw({"made-up": tables}))
         assert "No sinks at τ = 30" in said
-        assert "largest sink strength of a visual token: 25, in layer 2" in said
+        assert "largest sink strength of a visual token, offset dimensions left out: 25, in layer 2" in said
         both = words(entry.draw({"one": split_tables(sinks), "two": tables}))
         assert "one: 32 sinks" in both
         assert "two: no sinks" in both
@@ -505,3 +505,15 @@ def test_pictures_are_kept_small(tmp_path: Path) -> None:
     (tmp_path / "kept.png").write_bytes(tables["picture"]["png"].iloc[0])
     with Image.open(tmp_path / "kept.png") as kept:
         assert kept.size == (320, 240)
+
+
+def test_the_strongest_token_is_not_one_of_an_offset() -> None:
+    everywhere = tuple(Planted(sample, 2, place, 33, phi=20) for sample in SAMPLES for place in range(1, 17))
+    world = World(samples=SAMPLES, n_layers=4, sinks=(*everywhere, Planted("a", 3, 4, 40, phi=9)))
+    prof = synthetic.profile(world)
+    with pytest.warns(UserWarning, match="offsets rather than sink dimensions"):
+        none = classify_sinks(prof, tau=synthetic.TAU)
+    assert none.empty
+    entry = next(entry for entry in PROFILE_ENTRIES if entry.name == "sink_split")
+    said = words(entry.draw({"made-up": entry.select(source(prof, none))}))
+    assert "offset dimensions left out: 9, in layer 3" in said

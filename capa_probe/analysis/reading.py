@@ -55,6 +55,26 @@ def strengths_and_dims(part: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray
     return strengths, part[[dim for _, dim in SINK_COLUMNS]].to_numpy(np.int64)
 
 
+def strongest(prof: LayerProfile, offsets: Sequence[Sequence[int]] | None = None) -> tuple[float, int] | None:
+    """The largest sink strength of a visual token from layer 2 on, and its layer; None without such a token.
+
+    Args:
+        prof: a profile with its visual tokens.
+        offsets: per layer, dimensions that do not count, as ``classify_sinks(prof).attrs["offsets"]``.
+    """
+    found: tuple[float, int] | None = None
+    for part in visual_tokens(prof, []):
+        strengths, dims = strengths_and_dims(part)
+        layer = part["layer"].to_numpy(np.int64)
+        for at in np.unique(layer).tolist():
+            own = layer == at
+            left_out = np.isin(dims[own], [] if offsets is None else list(offsets[at]))
+            counted = strengths[own][~left_out & (dims[own] >= 0)]
+            if counted.size and (found is None or counted.max() > found[0]):
+                found = float(counted.max()), int(at)
+    return found
+
+
 def visual_counts(prof: LayerProfile) -> NDArray[np.int64]:
     """Visual tokens per layer at prefill, all samples together: (layer,).
 

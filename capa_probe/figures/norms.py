@@ -36,6 +36,8 @@ _STATISTICS = ("p05", "p50", "p95")
 _VALUES = [name for value, _, stream in _PANELS for name in (value, stream) if name]
 _COLUMNS = [f"{name}_{statistic}" for name in _VALUES for statistic in _STATISTICS]
 _KINDS = {"text": (TEXT, "s", "text tokens"), "visual": (VISUAL, "o", "visual tokens")}
+#: Round cosines that a low panel has no room for.
+_CROWDED = (-1.0, 0.5, 0.98, 0.998)
 _STREAM: Any = (0, (1, 1.4))
 
 
@@ -138,7 +140,7 @@ def norms_compared(models: ModelTables) -> Figure:
         panel.set_xlabel("decoder layer (from 0)")
     finish(
         figure, axes, models, "How large values and residual updates are, and how far they turn the stream",
-        _subtitle(models), _handles(models, panels), wspace=0.3,
+        _subtitle(models), _handles(models, panels), wspace=0.36,
     )  # fmt: skip
     return figure
 
@@ -193,7 +195,8 @@ def _share_turns(panels: list[Any]) -> None:
     low, high = values.min() - room, values.max() + room
     for axes in panels:
         axes.set_ylim(*from_nines(np.array([low, high])))
-        ticks = [tick for tick in TICKS if low <= nines(np.array(tick)) <= high]
+        ticks = [tick for tick in TICKS if low <= nines(np.array(tick)) <= high and tick not in _CROWDED]
+        axes.tick_params(axis="y", labelsize=7.5)
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -228,7 +231,8 @@ def _subtitle(models: ModelTables) -> str:
         who = f"{name}: " if len(models) > 1 else ""
         lines.append(f"{who}{count(int(table['n_all'].iloc[0]), 'sample')} with {size}")
     lines.append(
-        "Lines: median over a sample's tokens; bands: 5th to 95th percentile; both averaged over samples"
+        "Lines: median over a sample's tokens; bands: 5th to 95th percentile; both averaged over samples; "
+        "cosine: of the stream before and after the update"
     )
     return "\n".join(lines)
 

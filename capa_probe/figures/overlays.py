@@ -59,7 +59,7 @@ def overlay_layers(n_layers: int, sinks: pd.DataFrame | None = None, n: int = N_
     """Layers to draw: ``n`` over the whole depth, first and last among them; one of them is that with most sinks."""
     chosen = np.linspace(0, n_layers - 1, min(n, n_layers)).round().astype(int).tolist()
     if sinks is not None and len(sinks):
-        most = int(sinks["layer"].value_counts().sort_index().idxmax())
+        most = int(np.bincount(sinks["layer"].to_numpy(np.int64)).argmax())
         if most not in chosen:
             inner = chosen[1:-1] or chosen
             chosen[chosen.index(min(inner, key=lambda layer: abs(layer - most)))] = most
@@ -176,14 +176,14 @@ def overlays(tables: Tables) -> Figure:
     Raises:
         CapaProbeError: a table or a column is missing, or places and grid do not match.
     """
-    for name, columns in (
+    for table, needed in (
         ("tokens", ("layer", *PLACE, "role")),
         ("picture", (*_FACTS, "png", "sinks_known")),
     ):
-        missing = [column for column in columns if column not in tables.get(name, pd.DataFrame())]
+        missing = [column for column in needed if column not in tables.get(table, pd.DataFrame())]
         if missing:
             raise CapaProbeError(
-                f"The table {name} lacks the columns {', '.join(missing)}; give what overlay_tables returned."
+                f"The table {table} lacks the columns {', '.join(missing)}; give what overlay_tables returned."
             )
     tokens, facts = tables["tokens"], tables["picture"].iloc[0]
     picture = Image.open(io.BytesIO(facts["png"])).convert("RGB")
@@ -196,7 +196,7 @@ def overlays(tables: Tables) -> Figure:
     columns = [*shown, "role"]
     ratio = picture.height / picture.width
     side = min(2.55, 2.1 / ratio)  # width of a panel, in inches
-    left, gap, below = 0.75, 0.1, 0.42
+    left, gap, below = (0.95 if tile_grid != (1, 1) else 0.75), 0.1, 0.42
     width = max(left + (len(columns) + 1) * (side + gap) + 0.1, 7.8)
     subtitle = _subtitle(tokens, facts, shown)
     figure = NotebookFigure(figsize=(width, 10))

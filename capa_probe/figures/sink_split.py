@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from capa_probe.analysis import sink_bimodality
 from capa_probe.analysis.bimodality import ALL_LAYERS
-from capa_probe.analysis.reading import FIRST_LAYER
+from capa_probe.analysis.reading import FIRST_LAYER, strongest
 from capa_probe.analysis.splits import OTHERS
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import ModelTables, Source, Tables
@@ -59,11 +59,9 @@ def sink_split_tables(source: Source) -> dict[str, pd.DataFrame]:
     facts = found["facts"]
     facts["n_samples"] = int(source.prof.manifest["n_samples"])
     if sinks.empty:
-        where = [("step", "==", 0), ("kind", "==", "visual"), ("layer", ">=", FIRST_LAYER)]
-        strength = source.prof.select(["layer", "sink_strength"], where)
-        if len(strength):
-            largest = strength.iloc[int(strength["sink_strength"].to_numpy().argmax())]
-            facts["strongest"], facts["at"] = float(largest["sink_strength"]), float(largest["layer"])
+        largest = strongest(source.prof, sinks.attrs.get("offsets"))
+        if largest is not None:
+            facts["strongest"], facts["at"] = largest[0], float(largest[1])
     return found
 
 
@@ -181,8 +179,10 @@ def sink_split(models: ModelTables) -> Figure:
         row[0].set_ylabel(unit)
     axes[0, 0].set_title("Sinks by layer", loc="left", fontweight="bold")
     axes[0, 1].set_title("All layers", loc="left", fontweight="bold")
-    axes[-1, 0].set_xlabel("decoder layer (from 0)")
-    axes[-1, 1].set_xlabel("sinks")
+    filled = [row for row, tables in zip(axes, models.values(), strict=True) if len(tables["points"])]
+    if filled:
+        filled[-1][0].set_xlabel("decoder layer (from 0)")
+        filled[-1][1].set_xlabel("sinks")
     finish(
         figure, axes, models, "What sinks contribute, and whether that parts them in two",
         _subtitle(models), _handles(models), wspace=0.06,
@@ -197,7 +197,8 @@ def _no_sinks(facts: pd.Series[Any]) -> str:
     strongest = (
         ""
         if np.isnan(facts["strongest"])
-        else f"\nlargest sink strength of a visual token: {facts['strongest']:.3g}, in layer {facts['at']:.0f}"
+        else f"\nlargest sink strength of a visual token, offset dimensions left out: {facts['strongest']:.3g}, "
+        f"in layer {facts['at']:.0f}"
     )
     return f"No sinks{tau}{strongest}"
 

@@ -22,6 +22,7 @@ from capa_probe.analysis import (
     sink_summary,
     sink_totals,
 )
+from capa_probe.analysis.reading import strongest
 from capa_probe.analysis.splits import check_split
 from capa_probe.errors import CapaProbeError
 from capa_probe.findings import remarks as say
@@ -161,7 +162,7 @@ def find(
             known |= _describe(sinks, _same_images(prof) if groups is None else groups)
             remarks += say.of_dims(dims, known["model_dims"])
             if sinks.empty:
-                remarks.append(_no_sinks(prof, threshold))
+                remarks.append(_no_sinks(prof, threshold, sinks))
             else:
                 remarks += say.of_sinks(known["bimodality"], known["stability"])
     if "ffn_cosine" not in probes:
@@ -203,15 +204,15 @@ def _describe(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None) -> dic
     }
 
 
-def _no_sinks(prof: LayerProfile, threshold: float) -> str:
-    where = [("step", "==", 0), ("kind", "==", "visual"), ("layer", ">=", 2)]
-    strength = prof.select(["layer", "sink_strength"], where)
-    if strength.empty:
+def _no_sinks(prof: LayerProfile, threshold: float, sinks: pd.DataFrame) -> str:
+    offsets = sinks.attrs["offsets"]
+    largest = strongest(prof, offsets)
+    if largest is None:
         return f"No sinks at tau = {threshold:g}: the model has no layer from 2 on, where sinks count."
-    largest, layer = strength.sort_values("sink_strength")[["sink_strength", "layer"]].to_numpy()[-1]
+    but = ", offset dimensions left out," if any(offsets) else ""
     return (
-        f"No sinks at tau = {threshold:g}; the largest sink strength of a visual token is {largest:.3g}, "
-        f"in layer {layer:.0f}."
+        f"No sinks at tau = {threshold:g}; the largest sink strength of a visual token{but} is {largest[0]:.3g}, "
+        f"in layer {largest[1]}."
     )
 
 
