@@ -389,6 +389,7 @@ def test_the_saved_model_loads_offline_and_is_the_same(name: str, tmp_path: Path
     assert f"`{recipe.family.model_class.__name__}`" in card
     assert ("trained LLaVA demo model (`data/demo-lvlm`)" in card) == (name != "llava")
     assert ("## What it took" in card) == (name == "llava")  # tells of that training only
+    assert ("off by one" in card) == (name == "llava")  # so does this
     assert "\n\n## What a profile shows\n\n- " in card
     assert "{" not in card
 
