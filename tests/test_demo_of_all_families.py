@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from capa_probe.cli import app
@@ -65,6 +66,9 @@ def test_they_are_the_models_that_are_trained() -> None:
     }
     for name, model in DEMO_MODELS.items():
         assert RECIPES[name].world is WORLDS[model.world]
+    options = typer.main.get_command(app).commands["demo"].params
+    (option,) = (option for option in options if option.name == "model")
+    assert list(option.type.choices) == [*DEMO_MODELS, "all"]
     with pytest.raises(
         CapaProbeError, match="family='blip' was given; give one of llava, qwen2.5-vl, internvl"
     ):

@@ -150,8 +150,8 @@ def _kept(model: ModelRuns) -> Iterator[Entry]:
     if table.empty:
         return
     own = table[(table["task"] == ALL) & table["score"].isin(SCORES)]
-    for row in _records(own[own["keep"] == 1].head(1)):  # the model itself, whatever would choose
-        yield _with_interval("accuracy, all kept", row, "correct")
+    for itself in _records(own[own["keep"] == 1].head(1)):  # whatever would choose
+        yield _with_interval("accuracy, all kept", itself, "correct")
     for stage, of in own.groupby("stage", sort=False):
         for keep in KEEPS:
             at = {row["score"]: row for row in _records(of[(of["keep"] - keep).abs() < _SAME])}
