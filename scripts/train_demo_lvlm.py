@@ -100,7 +100,7 @@ def main(
         start_decoder_from(parts, start_from)
     parts.to(device)
     with attention_in_float32(parts.decoder):
-        for name in NAMES:
+        for name in recipe.stages:
             run_stage(build_stage(name, parts, seed, torch.device(device)), work, typer.echo, workers=workers)
             if until and name == until.value:
                 return

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from capa_probe.demo.worlds import WIDE
 from demo_training.families import FAMILIES, DemoFamily
+from demo_training.loop import Schedule
 from demo_training.recipe import RECIPE, Phase, Recipe
 
 
@@ -40,6 +41,32 @@ def _wide_recipe(family: DemoFamily) -> Recipe:
     )
 
 
+def _with_shrunk(recipe: Recipe) -> Recipe:
+    """With a second stage for the tower, on boards that the image processor makes smaller, then on all.
+
+    After the first one it read every letter that was drawn as it is, but a third of those on boards that fill one tile:
+    few of the visual tokens that it sees are theirs.
+    """
+    boards = ((4, 4),), ((4, 4), (6, 8), (8, 6)), tuple(WIDE.objects)
+    phases = tuple(
+        Phase(until, None, {board: WIDE.objects[board] for board in some})
+        for until, some in zip((0.375, 0.75, 1.0), boards, strict=True)
+    )
+    return replace(
+        recipe,
+        schedules={
+            **recipe.schedules,
+            "shrunk": Schedule(steps=400, muon=0.005, adamw=1e-3, warmup=20, tail=0.6),
+        },
+        phases={**recipe.phases, "shrunk": phases},
+        scenes={**recipe.scenes, "shrunk": recipe.scenes["tower"]},
+        what={
+            **recipe.what,
+            "shrunk": "the tower again, on boards that the image processor makes smaller, then on all",
+        },
+    )
+
+
 #: What is left for a decoder that has learned the tasks before, where words, rows and columns are new: on symbols,
 #: small boards that are described, then larger ones; then more objects, and boards as they are; then
 #: images. Stage -> steps, and phases of the whole stage, each up to this share of the steps.
@@ -63,5 +90,7 @@ def warmed(recipe: Recipe) -> Recipe:
 
 #: By family.
 RECIPES: dict[str, Recipe] = {
-    name: RECIPE if name == RECIPE.family.name else _wide_recipe(family) for name, family in FAMILIES.items()
+    "llava": RECIPE,
+    "qwen2.5-vl": _wide_recipe(FAMILIES["qwen2.5-vl"]),
+    "internvl": _with_shrunk(_wide_recipe(FAMILIES["internvl"])),
 }

@@ -1,6 +1,7 @@
-"""The stages of the recipe: tower, symbols, projector, hops, joint.
+"""The stages of the recipe: tower, in one family shrunk, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
+   ``shrunk``: again, on boards that the image processor makes smaller.
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
 3. ``projector``: patch features are mapped onto those tokens by regression.
 4. ``hops``: the decoder again on such scenes, mostly questions that take several looks.
@@ -46,6 +47,7 @@ def build_stage(
         schedule = replace(schedule, steps=steps, stop=None)
     trained = {
         "tower": {"tower": parts.tower, "heads": parts.heads},
+        "shrunk": {"tower": parts.tower, "heads": parts.heads},
         "symbols": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head, "symbols": parts.symbols},
         "projector": {"projector": parts.projector},
         "hops": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head},
@@ -109,6 +111,7 @@ class _Batch:
         return self._to_tensors([image for image, _ in drawn]), torch.tensor(sketches)
 
     def turns(self, scenes: list[Scene], phase: Phase, rng: np.random.Generator) -> PackedTurns:
+        assert phase.style is not None
         return pack(
             [draw_questions(scene, phase.style, rng) for scene in scenes],
             phase.style,
@@ -122,7 +125,7 @@ class _Batch:
 
 
 def _draw_sketches(
-    batch: _Batch, scenes: list[Scene], rng: object, phase: None
+    batch: _Batch, scenes: list[Scene], rng: object, phase: Phase | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     return batch.images_and_sketches(scenes)
 
@@ -254,6 +257,7 @@ def _on(device: torch.device, images: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _JOBS = {
     "tower": (_draw_sketches, _tower_loss),
+    "shrunk": (_draw_sketches, _tower_loss),
     "symbols": (_draw_symbols, _symbols_loss),
     "projector": (_draw_sketches, _projector_loss),
     "hops": (_draw_symbols, _symbols_loss),
