@@ -25,7 +25,6 @@ import capa_probe as cp
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
 from capa_probe.demo.drawing import blank_like
 from capa_probe.demo.worlds import WORLDS, World
-from capa_probe.errors import CapaProbeError
 from demo_training.evaluation import answer, misses_bar
 
 MEGABYTE = 10**6
@@ -47,10 +46,7 @@ N_VISUAL = {"llava": {144}, "qwen2.5-vl": {64, 72, 108, 144, 192}, "internvl": {
 
 @cache
 def folder(family: str) -> Path:
-    try:
-        return demo_model_path(family)
-    except CapaProbeError:
-        pytest.skip(f"no trained model of the family {family} in data/")
+    return demo_model_path(family)
 
 
 @cache

@@ -455,3 +455,23 @@ def test_symbols_start_as_what_the_trained_projector_makes_of_what_they_stand_fo
         errors.append((wanted - found).var())
         spread.append(wanted.var())
     assert sum(errors) < 0.7 * sum(spread)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_projectors_loss(name: str) -> None:
+    """Mean squared error over the target's variance; in InternVL's, tokens that show characters weigh ten times."""
+    parts = fresh(name)
+    stage = build_stage("projector", parts, 0, CPU, steps=2, scenes=2)
+    images, sketches = stage.batch(0)
+    loss, _ = stage.loss((images, sketches))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = parts.features(images)
+        wanted, found = parts.symbols(sketches).float(), parts.project(features).float()
+    total = weights = 0.0
+    for row, target, mapped in zip(sketches.tolist(), wanted, found, strict=True):
+        shows_text = row[2] != NOTHING[2] or row[3] != NOTHING[3]
+        weight = 10 if shows_text and name == "internvl" else 1
+        total += weight * float(((mapped - target) ** 2).mean())
+        weights += weight
+    assert weights > len(sketches) or name != "internvl"
+    assert float(loss) == pytest.approx(total / weights / float(wanted.var()), rel=1e-4)

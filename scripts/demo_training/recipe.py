@@ -66,6 +66,7 @@ class Recipe:
         phases: for the stages that have some, their phases in order; the last ends at 1.
         symbol_tokens: visual tokens of a scene in the stages on symbols, where a phase does not say otherwise.
         what: stage -> what is learned in it, for the model card.
+        text_weight: in the projector stage, weight of the visual tokens that show characters, which are few.
     """
 
     family: DemoFamily
@@ -76,6 +77,7 @@ class Recipe:
     phases: Mapping[str, tuple[Phase, ...]]
     symbol_tokens: int
     what: Mapping[str, str]
+    text_weight: float = 1.0
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -248,7 +248,12 @@ def _projector_loss(
         wanted = parts.symbols(sketches).float()
     with torch.autocast(device.type, torch.bfloat16):
         found = parts.project(features)
-    return F.mse_loss(found.float(), wanted) / wanted.var(), {}
+    if parts.recipe.text_weight == 1:
+        return F.mse_loss(found.float(), wanted) / wanted.var(), {}
+    texts = (sketches[:, 2:4] != torch.tensor(NOTHING[2:4], device=device)).any(dim=1)
+    weights = 1 + (parts.recipe.text_weight - 1) * texts.float()
+    errors = (found.float() - wanted).square().mean(dim=1)
+    return (weights * errors).sum() / weights.sum() / wanted.var(), {}
 
 
 def _on(device: torch.device, images: dict[str, Tensor]) -> dict[str, Tensor]:
