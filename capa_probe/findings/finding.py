@@ -209,9 +209,10 @@ def _no_sinks(prof: LayerProfile, threshold: float) -> str:
     if strength.empty:
         return f"No sinks at tau = {threshold:g}: the model has no layer from 2 on, where sinks count."
     largest, layer = strength.sort_values("sink_strength")[["sink_strength", "layer"]].to_numpy()[-1]
+    offset = ", reached in a dimension left out as an offset" if largest > threshold else ""
     return (
         f"No sinks at tau = {threshold:g}; the largest sink strength of a visual token is {largest:.3g}, "
-        f"in layer {layer:.0f}."
+        f"in layer {layer:.0f}{offset}."
     )
 
 
