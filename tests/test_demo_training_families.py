@@ -279,7 +279,7 @@ def test_the_recipe_is_whole(name: str) -> None:
     for recipe in (cold,) if name == "llava" else (cold, warmed(cold)):
         assert recipe.family is family
         assert set(recipe.schedules) == set(recipe.scenes) == set(recipe.what) == set(recipe.stages)
-        assert set(recipe.stages) == set(NAMES) - ({"shrunk"} if name != "internvl" else set())
+        assert set(recipe.stages) == set(NAMES) - ({"shrunk", "polish"} if name != "internvl" else set())
         for stage, phases in recipe.phases.items():
             ends = [phase.until for phase in phases]
             assert ends == sorted(set(ends))

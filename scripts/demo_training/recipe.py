@@ -12,9 +12,9 @@ from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
 #: Every stage; a stage's place here decides its random streams.
-NAMES = ("tower", "symbols", "projector", "hops", "joint", "shrunk")
+NAMES = ("tower", "symbols", "projector", "hops", "joint", "shrunk", "polish")
 #: The order in which they are run; what the projector maps from must be finished before it.
-ORDER = ("tower", "shrunk", "symbols", "projector", "hops", "joint")
+ORDER = ("tower", "shrunk", "symbols", "projector", "hops", "joint", "polish")
 
 
 @dataclass(frozen=True)

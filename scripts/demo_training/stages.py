@@ -5,7 +5,7 @@
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
 3. ``projector``: patch features are mapped onto those tokens by regression.
 4. ``hops``: the decoder again on such scenes, mostly questions that take several looks.
-5. ``joint``: everything together, on images; the last part in prompt form only.
+5. ``joint``: everything together, on images; the last part in prompt form only. ``polish``: that part again.
 """
 
 from __future__ import annotations
@@ -45,18 +45,20 @@ def build_stage(
     schedule = recipe.schedules[name]
     if steps is not None:
         schedule = replace(schedule, steps=steps, stop=None)
+    whole = {
+        "tower": parts.tower,
+        "projector": parts.projector,
+        "decoder": parts.decoder,
+        "lm_head": parts.lvlm.lm_head,
+    }
     trained = {
         "tower": {"tower": parts.tower, "heads": parts.heads},
         "shrunk": {"tower": parts.tower, "heads": parts.heads},
         "symbols": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head, "symbols": parts.symbols},
         "projector": {"projector": parts.projector},
         "hops": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head},
-        "joint": {
-            "tower": parts.tower,
-            "projector": parts.projector,
-            "decoder": parts.decoder,
-            "lm_head": parts.lvlm.lm_head,
-        },
+        "joint": whole,
+        "polish": whole,
     }[name]
     draw, loss = _JOBS[name]
     return Stage(
@@ -65,7 +67,7 @@ def build_stage(
         trained,
         batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
-        slow=("tower",) if name == "joint" else (),
+        slow=("tower",) if trained is whole else (),
         rate=lambda step: recipe.phase(name, step / schedule.steps).rate if name in recipe.phases else 1.0,
     )
 
@@ -267,4 +269,5 @@ _JOBS = {
     "projector": (_draw_sketches, _projector_loss),
     "hops": (_draw_symbols, _symbols_loss),
     "joint": (_draw_joint, _joint_loss),
+    "polish": (_draw_joint, _joint_loss),
 }
