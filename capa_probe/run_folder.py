@@ -155,9 +155,13 @@ def made_with(path: str | os.PathLike[str]) -> dict[str, Any]:
 def refuse_other(path: str | os.PathLike[str], then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare the settings that a run was made with to those of this one.
 
+    A model with the same weights is the same model, wherever it lies.
+
     Raises:
         OtherRunError: they differ; the message names the first field that does.
     """
+    if "weights_hash" in then and then["weights_hash"] == now.get("weights_hash"):
+        then = {**then, "model": now.get("model")}
     field = _first_difference(then, json.loads(json.dumps(now)))
     if field is None:
         return

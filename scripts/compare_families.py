@@ -4,20 +4,28 @@
 
 profiles each demo model on its own test questions, measures its depth, tests the paper's claims on it, and compares
 (`capa-probe demo`, `depth`, `confirm`, `compare`). The table goes into the README, between its two markers; what stands
-outside them is left as it is. Runs that are there are used, and one that was stopped goes on: half an hour a model.
+outside them is left as it is. All numbers, with their intervals, go into docs/data/comparison.csv. Runs that are there
+are used, and one that was stopped goes on: half an hour a model. Models can run at the same time, each by a command of
+its own, and be compared afterwards:
+
+    python scripts/compare_families.py --families internvl --runs-only
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capa_probe.cli import app
-from capa_probe.comparison import compare, page, read_runs
+from capa_probe.cli.compare import NAME
+from capa_probe.cli.one_line import one_line_errors
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
+from capa_probe.errors import CapaProbeError
+from capa_probe.files import replace
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- comparison: start -->", "<!-- comparison: end -->"
 
 
@@ -33,9 +41,19 @@ def commands(families: Sequence[str], out: Path, limit: int) -> Iterator[list[st
 
 def written(text: str, table: str) -> str:
     """A page with the table between its markers."""
-    if START not in text or END not in text:
-        raise SystemExit(f"The page has no lines {START} and {END}; put them where the table belongs.")
-    return f"{text.split(START, maxsplit=1)[0]}{START}\n\n{table}\n{END}{text.split(END)[1]}"
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end) or START in rest or END in after:
+        raise CapaProbeError(
+            f"The page has not one line {START} and one line {END} behind it; put them where the table belongs."
+        )
+    return f"{before}{START}\n\n{table}\n{END}{after}"
+
+
+def _do(command: list[str]) -> None:
+    """A command of ``capa-probe``; ends where it fails."""
+    if status := app(command, standalone_mode=False):
+        raise SystemExit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,14 +63,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="+", choices=tuple(DEMO_MODELS), default=list(DEMO_MODELS))
     parser.add_argument("--out", type=Path, default=Path("runs/families"), help="folder for the runs")
     parser.add_argument("--limit", type=int, default=210, help="questions for depth and confirm")
-    parser.add_argument("--page", type=Path, default=README, help="where the table goes")
+    parser.add_argument("--runs-only", action="store_true", help="make the runs, and compare nothing")
+    parser.add_argument("--page", type=Path, default=ROOT / "README.md", help="where the table goes")
+    parser.add_argument(
+        "--csv", type=Path, default=ROOT / "docs" / "data" / f"{NAME}.csv", help="where all numbers go"
+    )
     arguments = parser.parse_args(argv)
-    folders = []
-    for command in commands(arguments.families, arguments.out, arguments.limit):
-        app(command, standalone_mode=False)
-        folders.append(command[command.index("--out") + 1])
-    text = arguments.page.read_text(encoding="utf-8")
-    arguments.page.write_text(written(text, page(compare(read_runs(folders)))), encoding="utf-8")
+    with one_line_errors():
+        if not arguments.runs_only:  # before half an hour a model
+            written(arguments.page.read_text(encoding="utf-8"), "")
+        runs = list(commands(arguments.families, arguments.out, arguments.limit))
+        for run in runs:
+            _do(run)
+        if arguments.runs_only:
+            return
+        folders = [run[run.index("--out") + 1] for run in runs]
+        made = arguments.out / NAME
+        _do(["compare", *folders, "--out", str(made)])
+        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+        numbers = (made / f"{NAME}.csv").read_bytes()
+        replace(arguments.csv, lambda file: file.write_bytes(numbers))
+        link = Path(os.path.relpath(arguments.csv, arguments.page.parent)).as_posix()
+        table = (made / f"{NAME}.md").read_text(encoding="utf-8")
+        page = arguments.page.read_text(encoding="utf-8")  # as it is now
+        page = written(page, f"{table}\n[All numbers, with their intervals]({link}).\n")
+        replace(arguments.page, lambda file: file.write_text(page, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main(
         start_decoder_from(parts, start_from)
     parts.to(device)
     with attention_in_float32(parts.decoder):
-        for name in NAMES:
+        for name in recipe.stages:
             run_stage(build_stage(name, parts, seed, torch.device(device)), work, typer.echo, workers=workers)
             if until and name == until.value:
                 return
@@ -134,7 +134,9 @@ def main(
 def _machine(device: str) -> str:
     if device == "cuda":
         return f"one {torch.cuda.get_device_name()}"
-    return f"{torch.get_num_threads()} threads of a CPU ({platform.machine()}), torch {torch.__version__.split('+')[0]}"
+    threads = torch.get_num_threads()
+    counted = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{counted} of a CPU ({platform.machine()}), torch {torch.__version__.split('+')[0]}"
 
 
 if __name__ == "__main__":

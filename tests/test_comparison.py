@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import re
-import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +20,10 @@ from capa_probe.benchmark.depth import measure_depth
 from capa_probe.benchmark.setup import Settings
 from capa_probe.benchmark.store import read_tables
 from capa_probe.cli import app
-from capa_probe.comparison import COLUMNS, compare, differences, page, read_runs
+from capa_probe.comparison import COLUMNS, compare, differences, page, read_runs, refuted
 from capa_probe.errors import CapaProbeError
 from capa_probe.findings import find, write
+from capa_probe.tables import UNFINISHED_FILE
 from tests import processors, runs, tiny
 from tests.confirm_trials import samples
 
@@ -72,6 +72,9 @@ class TestTable:
                     assert (mine["value"], mine["low"], mine["high"]) == pytest.approx(
                         (row.correct, row.correct_low, row.correct_high)
                     )
+            itself = tables["together"].query("task == 'all' and method == 'vanilla'").iloc[0]
+            mine = of(table, family, "accuracy, all kept")
+            assert mine["value"] == pytest.approx(itself["correct"])
             capa = tables["together"].query("task == 'all' and method == 'capa'").iloc[0]
             mine = of(table, family, f"FLOPs of CAPA, {capa['stage']}", "as published")
             assert mine["value"] == pytest.approx(capa["flops_share_as_published"])
@@ -87,6 +90,22 @@ class TestTable:
             mine = table[(table["family"] == family) & (table["section"] == "claims")]
             assert list(mine["verdict"]) == list(claims["verdict"])
             assert list(mine["text"]) == list(claims["numbers"])
+            for name in ("value", "low", "high"):
+                wanted = claims["difference" if name == "value" else name]
+                np.testing.assert_array_equal(mine[name], wanted)
+            # As the experiment's own table has them.
+            (test,) = (
+                tables["budget_tests"]
+                .query(
+                    "stage == 'all' and second == 'attention' and task == 'all' and measure == 'hellinger'"
+                )
+                .to_dict("records")
+            )
+            contribution = "At the same budget, keeping by contribution harms less than by attention"
+            deciding = of(table, family, contribution, "all stages and budgets")
+            assert [deciding[name] for name in ("value", "low", "high")] == [
+                test[name] for name in ("difference", "low", "high")
+            ]
         depth = read_tables(folders["qwen2_5_vl-depth"])["depth"].iloc[0]
         mine = of(table, "qwen2_5_vl", "cost of keeping a random 25 % from layer 2 on")
         assert (mine["value"], mine["low"], mine["high"]) == tuple(
@@ -105,7 +124,12 @@ class TestTable:
             assert mine["value"] == planted.get(role, 0)
             assert mine["text"] == f"{planted.get(role, 0)} ({planted.get(role, 0) / n_visual:.3%})"
         assert planted.sum() == 3
-        assert of(table, "llava", "layers with sinks")["text"] == "2 & 4"
+        found = {
+            role: of(table, "llava", "layers with sinks", role)["text"]
+            for role in ("dump", "anchor", "undetermined")
+        }
+        assert found == {"dump": "2", "anchor": "2 & 4", "undetermined": "none"}
+        assert of(table, "llava", "threshold eta")["value"] == 0.96
         assert of(table, "llava", "layers whose FFN is redundant for visual tokens")["text"] == "2 of 5: 2-3"
         assert (
             of(table, "llava", "layers whose FFN is redundant for visual tokens only")["text"] == "1 of 5: 3"
@@ -165,9 +189,39 @@ class TestPage:
             "early: **holds**, numbers |"
         ) in text
         assert "- X | Y (early): holds on a, c, does not hold on b." in text
+        assert "No claim of the paper fails wherever it can be judged." in text
         same = table[table["model"] != "b"]
         assert differences(same).empty
         assert "No claim holds on one and fails on another." in page(same)
+
+    def test_where_they_differ_from_the_paper(self) -> None:
+        table = verdicts(
+            ("early", "a", FAILS, 0.1),
+            ("late", "a", FAILS, 0.2),
+            ("early", "b", FAILS, 0.1),
+            ("late", "b", UNKNOWN, math.nan),
+            ("transition", "a", FAILS, 0.1),
+            ("transition", "b", HOLDS, -0.1),
+        )
+        found = refuted(table)
+        assert list(zip(found["part"], found["fails"], strict=True)) == [("early", "a, b"), ("late", "a")]
+        text = page(table)
+        assert "Claims of the paper that fail wherever they can be judged:" in text
+        assert "- X | Y (late): does not hold on a." in text
+        assert "- X | Y (transition): does not hold on a." not in text
+        # Of one model there is nothing to compare; where nothing was judged, nothing is said of verdicts.
+        alone = page(table[table["model"] == "a"])
+        assert "disagree" not in alone
+        assert "- X | Y (transition): does not hold on a." in alone
+        assert "claim of the paper" not in page(table.assign(section="sinks"))
+
+    def test_an_interval_shows_whether_it_is_zero(self) -> None:
+        table = verdicts(("early", "a", UNKNOWN, -0.00002), ("late", "a", UNKNOWN, -0.0004))
+        table[["low", "high"]] = [[-0.00005, 0.000001], [-0.02, 0.01]]
+        assert (
+            "early: **cannot be judged** -0.00002 [-0.00005, +0.00000]<br>"
+            "late: **cannot be judged** +0.000 [-0.020, +0.010]"
+        ) in page(table)
 
 
 def invoke(*args: str | Path) -> Result:
@@ -196,8 +250,30 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            (("nowhere",), "nowhere does not exist; give the folder that a profile was written to."),
-            (("empty",), "empty holds no profile (manifest.json is missing)"),
+            (
+                ("nowhere",),
+                "nowhere does not exist; give folders that demo, profile, confirm or depth wrote.",
+            ),
+            (("empty",), "empty holds no run (manifest.json is missing); give folders that demo, profile,"),
+            (("file",), "file is not a folder; give folders that demo, profile, confirm or depth wrote."),
+            (("other",), "manifest.json is not the manifest of a profile"),
+            (("qwen2_5_vl-profile", "half"), "half holds a profile that was not finished; run it again"),
+            (
+                ("qwen2_5_vl-depth", "qwen2_5_vl-depth"),
+                "two runs of depth of the same model; give one of them.",
+            ),
+            (
+                ("internvl-confirm", "copy", "shifted"),
+                "were given, two runs of confirm of the same model",
+            ),
+            (
+                ("internvl-confirm", "shifted"),
+                "shifted with eta=0.9, which cannot be compared; make one of these runs of confirm anew,",
+            ),
+            (
+                ("internvl-profile", "stricter"),
+                "stricter with split=quantile, which cannot be compared; make one of these runs of profile anew,",
+            ),
             (
                 ("qwen2_5_vl-profile", "qwen2_5_vl-confirm", "copy"),
                 "two runs of confirm of the same model; give one of them.",
@@ -211,8 +287,21 @@ class TestCommand:
         self, folders: dict[str, Path], tmp_path: Path, given: tuple[str, ...], message: str
     ) -> None:
         (tmp_path / "empty").mkdir()
-        for name in ("copy", "unfinished", "damaged"):
+        for name in ("copy", "unfinished", "damaged", "shifted"):
             shutil.copytree(folders["qwen2_5_vl-confirm"], tmp_path / name)
+        for name in ("half", "stricter"):
+            shutil.copytree(folders["qwen2_5_vl-profile"], tmp_path / name)
+        (tmp_path / "half" / "manifest.json").rename(tmp_path / "half" / UNFINISHED_FILE)
+        for file, name, value in (
+            (tmp_path / "shifted" / "manifest.json", "eta", 0.9),
+            (tmp_path / "stricter" / "findings.json", "split", "quantile"),
+        ):
+            content = json.loads(file.read_text())
+            content["settings"][name] = value
+            file.write_text(json.dumps(content))
+        (tmp_path / "file").touch()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "manifest.json").write_text('{"what": "something else"}')
         (tmp_path / "unfinished" / "manifest.json").unlink()
         (tmp_path / "damaged" / "manifest.json").write_text("{}")
         runs.write(tmp_path / "nameless")
@@ -235,26 +324,3 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
     ]
     assert [model.name for model in read_runs(paths)] == ["same aaaaaaa", "same bbbbbbb"]
     assert [model.name for model in read_runs(paths[:1])] == ["same"]
-
-
-class TestOfAllFamilies:
-    """The script that makes every run and writes the table into a page."""
-
-    SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "compare_families.py"))
-
-    def test_runs_it_makes(self, tmp_path: Path) -> None:
-        made = list(self.SCRIPT["commands"](["llava"], tmp_path, 210))
-        assert [command[0] for command in made] == ["depth", "confirm", "demo"]
-        assert len({command[command.index("--out") + 1] for command in made}) == 3
-        for command in made:
-            options = {part for part in command if part.startswith("--")}
-            assert options <= set(
-                re.findall(r"--[a-z-]+", CliRunner().invoke(app, [command[0], "--help"]).stdout)
-            )
-
-    def test_only_what_lies_between_the_markers_is_written(self) -> None:
-        start, end = self.SCRIPT["START"], self.SCRIPT["END"]
-        text = self.SCRIPT["written"](f"before\n{start}\nold\n{end}\nafter\n", "| new |\n")
-        assert text == f"before\n{start}\n\n| new |\n\n{end}\nafter\n"
-        with pytest.raises(SystemExit, match="put them where the table belongs"):
-            self.SCRIPT["written"]("no markers", "| new |\n")

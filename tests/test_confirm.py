@@ -244,11 +244,13 @@ class TestClaims:
         assert claim.numbers.startswith(
             "Hellinger distance 0.20000 against 0.10000, difference +0.10000 [+0.05000, +0.20000]"
         )
+        assert claim[5:] == (0.1, 0.05, 0.2)
         assert costs_nothing({**self.row, "low": -0.01, "n": 5}) == UNKNOWN
 
     def test_what_has_not_been_run_has_no_claim(self) -> None:
         assert judge({}).empty
-        assert list(judge({})) == ["experiment", "claim", "where", "verdict", "numbers"]
+        columns = ["experiment", "claim", "where", "verdict", "numbers", "difference", "low", "high"]
+        assert list(judge({})) == columns
 
     def test_follow_from_the_tables(self) -> None:
         """Answers that only ever go wrong without the anchors, on data made up for it."""

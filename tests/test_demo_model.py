@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -25,8 +26,7 @@ import capa_probe as cp
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
 from capa_probe.demo.drawing import blank_like
 from capa_probe.demo.worlds import WORLDS, World
-from capa_probe.errors import CapaProbeError
-from demo_training.evaluation import answer, misses_bar
+from demo_training.evaluation import answer, mean_of, misses_bar
 
 MEGABYTE = 10**6
 FAMILIES = pytest.mark.parametrize("family", DEMO_MODELS)
@@ -47,10 +47,7 @@ N_VISUAL = {"llava": {144}, "qwen2.5-vl": {64, 72, 108, 144, 192}, "internvl": {
 
 @cache
 def folder(family: str) -> Path:
-    try:
-        return demo_model_path(family)
-    except CapaProbeError:
-        pytest.skip(f"no trained model of the family {family} in data/")
+    return demo_model_path(family)
 
 
 @cache
@@ -106,7 +103,7 @@ def test_its_visual_tokens_are_as_many_as_promised(family: str) -> None:
 
 @FAMILIES
 def test_it_answers(family: str) -> None:
-    """A tenth of the shipped questions; the card reports all of them."""
+    """A tenth of the shipped questions, as many right as the card reports of all, within three standard errors."""
     chosen = [
         sample
         for task in world(family).tasks
@@ -116,8 +113,9 @@ def test_it_answers(family: str) -> None:
     questions = [sample.question for sample in chosen]
     found = answer(model(family), processor(family), images, questions)
     right = [text in sample.answers for text, sample in zip(found, chosen, strict=True)]
-    plain = [r for r, sample in zip(right, chosen, strict=True) if sample.task in world(family).plain_tasks]
-    assert sum(plain) / len(plain) >= 0.9
+    reported = json.loads((folder(family) / "evaluation.json").read_text(encoding="utf-8"))
+    expected = mean_of(reported, world(family).tasks)
+    assert sum(right) / len(right) >= expected - 3 * math.sqrt(expected * (1 - expected) / len(right))
     blind = answer(model(family), processor(family), [blank_like(image) for image in images], questions)
     blind_right = [text in sample.answers for text, sample in zip(blind, chosen, strict=True)]
     assert sum(right) - sum(blind_right) > len(chosen) / 3
@@ -152,7 +150,9 @@ def test_the_card_reports_the_evaluation(family: str) -> None:
     assert not list(misses_bar(results, world(family)))
     for task in world(family).tasks:
         r = results[task]
-        assert r["low"] > max(r["blank"], r["majority"]), task
+        if r["low"] <= max(r["blank"], r["majority"]):  # three looks: the card says that it was not learned
+            assert task == "chain"
+            assert f"- `{task}` is answered right in {r['accuracy']:.2f} of the cases" in card
         row = re.search(
             rf"\| {task} \| (\d+) \| ([\d.]+) \| ([\d.]+)-([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", card
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from capa_probe.cli import app
+from capa_probe.cli.demo import demo
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
 from capa_probe.demo.dataset import write_folder
 from capa_probe.demo.worlds import WIDE, WORLDS
@@ -65,6 +67,7 @@ def test_they_are_the_models_that_are_trained() -> None:
     }
     for name, model in DEMO_MODELS.items():
         assert RECIPES[name].world is WORLDS[model.world]
+    assert get_args(get_type_hints(demo)["model"]) == (*DEMO_MODELS, "all")
     with pytest.raises(
         CapaProbeError, match="family='blip' was given; give one of llava, qwen2.5-vl, internvl"
     ):

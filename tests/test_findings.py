@@ -220,6 +220,13 @@ class TestFiles:
         assert pd.read_csv(tmp_path / "sink_dims.csv").columns.tolist() == list(found.dims)  # type: ignore[arg-type]
         assert self.read(tmp_path)["model_sink_dims"] == []
 
+    def test_of_a_profile_with_an_offset_only(self) -> None:
+        """What passes tau and is no sink is said to be left out."""
+        large = tuple(Planted(sample, 3, position, dim=8) for sample in SAMPLES for position in range(4, 10))
+        found = find(profile(World(SAMPLES, sinks=large, cosines=COSINES)), tau=TAU)
+        (remark,) = (each for each in found.remarks if each.startswith("No sinks"))
+        assert "of a visual token, offset dimensions left out, is" in remark
+
     @pytest.mark.parametrize(
         "asked",
         [

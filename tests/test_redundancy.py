@@ -30,7 +30,8 @@ COSINES = {
 WORLD = World(cosines=COSINES, steps=1)
 COLUMNS = (
     "layer visual_cosine visual_low visual_high visual_p05 visual_p50 visual_p95 visual_share_above "
-    "text_cosine text_low text_high text_p05 text_p50 text_p95 text_share_above n_samples n_visual n_text redundant visual_only"
+    "text_cosine text_low text_high text_p05 text_p50 text_p95 text_share_above "
+    "n_samples n_visual n_text redundant visual_only"
 )
 
 

@@ -226,6 +226,12 @@ class TestOtherSettings:
         with pytest.raises(CapaProbeError, match="newer capa_probe"):
             run(lvlm, samples(), tmp_path / "run")
 
+    def test_a_model_that_was_moved(self, tmp_path: Path) -> None:
+        folder, out = processors.save("llava", tmp_path / "model"), tmp_path / "run"
+        first = run(cp.HookedLVLM.from_pretrained(folder), samples(1), out)
+        moved = folder.rename(tmp_path / "elsewhere")
+        same(run(cp.HookedLVLM.from_pretrained(moved), samples(1), out), first)
+
     def test_one_model_however_its_folder_is_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 import capa_probe as cp
 from capa_probe.benchmark.answers import is_correct
@@ -22,7 +23,6 @@ from capa_probe.demo.drawing import render
 from capa_probe.demo.questions import Question, ask
 from capa_probe.demo.scenes import Scene, random_scene
 from capa_probe.demo.worlds import WORLDS
-from capa_probe.errors import CapaProbeError
 from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.lvlm.spans import ImageSpan
 
@@ -35,11 +35,7 @@ SHARE = 0.2
 
 @cache
 def wrap(family: str) -> cp.HookedLVLM:
-    try:
-        path = demo_model_path(family)
-    except CapaProbeError:
-        pytest.skip(f"no trained model of the family {family} in data/")
-    return cp.HookedLVLM.from_pretrained(path)
+    return cp.HookedLVLM.from_pretrained(demo_model_path(family))
 
 
 @dataclass(frozen=True)
@@ -164,3 +160,25 @@ def test_the_last_query_attends_to_the_cell_that_is_asked_for(family: str) -> No
     rng = np.random.default_rng(0)
     means = rng.choice(lift, (2000, len(lift))).mean(axis=1)
     assert np.quantile(means, 0.025) > 1.5, f"layer {best}: {lifts.mean(axis=0).round(2)}"
+
+
+@FAMILIES
+def test_capa_keeps_and_answers_the_same_masked_and_compact(family: str) -> None:
+    """Fitted FFNs in the last layers, a quarter of the tokens from layer 4 on, through generation."""
+    lvlm, inputs = wrap(family), prepared(family)
+    n_visual = lvlm.spans(inputs).visual.sum(dim=1)
+    alpha = cp.calibrate_hadamard(lvlm, samples(family)[:8], layers=[6, 7], progress=False)
+    ids, kept = {}, {}
+    for execution in ("masked", "compact"):
+        capa = cp.CAPA(layers=(4,), keep=0.25, ffn=alpha, execution=execution)
+        with capa.attach(lvlm) as trace:
+            ids[execution] = lvlm.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        kept[execution] = trace.kept[4] & lvlm.spans(inputs).visual
+    assert torch.equal(ids["masked"], ids["compact"])
+    assert torch.equal(kept["masked"], kept["compact"])
+    assert kept["compact"].sum(dim=1).tolist() == (n_visual * 0.25).round().int().tolist()
+    texts = lvlm.processor.batch_decode(
+        ids["compact"][:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    right = [bool(is_correct(text, s.answers)) for text, s in zip(texts, samples(family), strict=True)]
+    assert np.mean(right) >= 0.7

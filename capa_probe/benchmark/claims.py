@@ -44,6 +44,9 @@ class Claim(NamedTuple):
         where: stage, layer or comparison that it was looked at for.
         verdict: whether it holds.
         numbers: those that decide.
+        difference: the one that decides, where it is a difference: the first minus the second; NaN elsewhere.
+        low: lower end of its 95 % interval.
+        high: upper end.
     """
 
     experiment: int
@@ -51,6 +54,9 @@ class Claim(NamedTuple):
     where: str
     verdict: Verdict
     numbers: str
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
 
 Tables: TypeAlias = Mapping[str, pd.DataFrame]
@@ -111,6 +117,10 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     return _said(row, "accuracy", 3, p=False)
 
 
+def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    return row["difference"], row["low"], row["high"]
+
+
 def _compared(
     tests: pd.DataFrame,
     number: int,
@@ -122,7 +132,9 @@ def _compared(
 ) -> Iterator[Claim]:
     """A claim of the first kind, once for each row."""
     for row in _rows(tests):
-        yield Claim(number, claim, where(row), harms_less(row, flip), _said(row, what, digits))
+        yield Claim(
+            number, claim, where(row), harms_less(row, flip), _said(row, what, digits), *_interval(row)
+        )
 
 
 def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -176,7 +188,9 @@ def _dumps_anchors(tables: Tables) -> Iterator[Claim]:
             yield from _compared(own, 1, claim, lambda row: f"layer {row['layer']}", flip=True)
         else:
             for row in _rows(own):
-                yield Claim(1, claim, f"layer {row['layer']}", costs_nothing(row), _accuracy(row))
+                yield Claim(
+                    1, claim, f"layer {row['layer']}", costs_nothing(row), _accuracy(row), *_interval(row)
+                )
 
 
 def _knockout(tables: Tables) -> Iterator[Claim]:
@@ -226,12 +240,12 @@ def _ffn(tables: Tables) -> Iterator[Claim]:
     accuracy = _all(tables, "ffn_redundancy_tests", "correct")
     accuracy = accuracy[(accuracy["group"] == "redundant") & (accuracy["second"] == "full")]
     for row in _rows(accuracy[accuracy["first"] == "hadamard"]):
-        yield Claim(4, claim, f"layers {row['layers']}", costs_nothing(row), _accuracy(row))
+        yield Claim(4, claim, f"layers {row['layers']}", costs_nothing(row), _accuracy(row), *_interval(row))
     claim = "Skipping the FFN of redundant layers costs accuracy (5 to 10 %)"
     for row in _rows(accuracy[accuracy["first"] == "skip"]):
         opposite: dict[Verdict, Verdict] = {HOLDS: FAILS, FAILS: HOLDS, UNKNOWN: UNKNOWN}
         verdict = opposite[costs_nothing(row)]
-        yield Claim(4, claim, f"layers {row['layers']}", verdict, _accuracy(row))
+        yield Claim(4, claim, f"layers {row['layers']}", verdict, _accuracy(row), *_interval(row))
     if len(between):
         own = between[between["ffn"] == "hadamard"]
         claim = "The Hadamard product harms less in redundant layers than in as many others"
@@ -247,7 +261,7 @@ def _together(tables: Tables) -> Iterator[Claim]:
         stage = row["stage"]
         for test in _rows(tests[tests["first"] == f"capa {stage}"]):
             claim = "CAPA costs no accuracy worth naming"
-            yield Claim(5, claim, stage, costs_nothing(test), _accuracy(test))
+            yield Claim(5, claim, stage, costs_nothing(test), _accuracy(test), *_interval(test))
         saved, whole = 1 - row["flops_share_as_published"], 1 - row["flops_share"]
         verdict = HOLDS if saved >= SAVING else FAILS
         numbers = f"{saved:.1%} as the paper counts, {whole:.1%} of the whole forward"

@@ -11,8 +11,11 @@ from capa_probe.comparison.rows import CLAIMS
 
 _NOTHING = "-"
 _HOW_TO_READ = (
-    "Costs are differences in accuracy. Beside a claim stands the difference that decides it, with its 95 % interval; "
-    "the intervals of the other numbers are in the CSV file."
+    "Costs are differences in accuracy. Beside a claim stands the difference between the first and the second that it "
+    "compares, with its 95 % interval: in accuracy where it speaks of accuracy, in rank correlation where it speaks of "
+    "ranking, else in Hellinger distance. Whether accuracy is lost is judged by that interval, with 0.02 allowed; all "
+    "else by p-values corrected for the number of tests, so an interval may leave out 0 where nothing can be judged. "
+    "The intervals of the other numbers are in the CSV file."
 )
 
 
@@ -35,17 +38,27 @@ def page(table: pd.DataFrame) -> str:
                 label += f": {' / '.join(parts)}"
             lines.append(_line([label, *(_cell(entries, model, parts) for model in models)]))
     lines += ["", _HOW_TO_READ]
-    apart = [
-        f"- {row.row} ({row.part}): holds on {row.holds}, does not hold on {row.fails}."
-        for row in differences(table).itertuples()
-    ]
-    if len(models) > 1:
-        lines += [
-            "",
-            "Claims on which they disagree:" if apart else "No claim holds on one and fails on another.",
-        ]
-        lines += ["", *apart] if apart else []
+    judged = table.loc[table["section"] == CLAIMS, "model"].nunique()
+    if judged > 1:
+        lines += _listed(
+            "Claims on which they disagree:",
+            [
+                f"{row.row} ({row.part}): holds on {row.holds}, does not hold on {row.fails}."
+                for row in differences(table).itertuples()
+            ],
+            "No claim holds on one and fails on another.",
+        )
+    if judged:
+        lines += _listed(
+            "Claims of the paper that fail wherever they can be judged:",
+            [f"{row.row} ({row.part}): does not hold on {row.fails}." for row in refuted(table).itertuples()],
+            "No claim of the paper fails wherever it can be judged.",
+        )
     return "\n".join(lines) + "\n"
+
+
+def _listed(title: str, items: list[str], otherwise: str) -> list[str]:
+    return ["", title, "", *(f"- {item}" for item in items)] if items else ["", otherwise]
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
@@ -57,12 +70,30 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         ``row``, ``part``, ``holds`` and ``fails``: the models, with commas between.
     """
-    found = []
+    found = _by_place(table)
+    return found[(found["holds"] != "") & (found["fails"] != "")].reset_index(drop=True)
+
+
+def refuted(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims that hold on no model and do not hold on one or more, at the same place.
+
+    Args:
+        table: as :func:`capa_probe.comparison.compare` returns it.
+
+    Returns:
+        As :func:`differences`; ``holds`` is empty.
+    """
+    found = _by_place(table)
+    return found[(found["holds"] == "") & (found["fails"] != "")].reset_index(drop=True)
+
+
+def _by_place(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each claim and place: the models on which it holds, and does not."""
     claims = table[table["section"] == CLAIMS]
-    for (row, part), of in claims.groupby(["row", "part"], sort=False):
-        holds, fails = (", ".join(of.loc[of["verdict"] == verdict, "model"]) for verdict in (HOLDS, FAILS))
-        if holds and fails:
-            found.append({"row": row, "part": part, "holds": holds, "fails": fails})
+    found = [
+        (row, part, *(", ".join(of.loc[of["verdict"] == verdict, "model"]) for verdict in (HOLDS, FAILS)))
+        for (row, part), of in claims.groupby(["row", "part"], sort=False)
+    ]
     return pd.DataFrame(found, columns=["row", "part", "holds", "fails"])
 
 
@@ -78,8 +109,15 @@ def _cell(entries: pd.DataFrame, model: str, parts: list[str]) -> str:
 def _verdict(part: str, row: pd.Series) -> str:
     said = f"{part}: **{row['verdict']}**"
     if not math.isnan(row["value"]):
-        return f"{said} {row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        return f"{said} {_signed(row['value'], row['low'], row['high'])}"
     return said if row["verdict"] == UNKNOWN else f"{said}, {row['text']}"
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    """With as many digits as it takes to see that an interval is not 0."""
+    digits = 3 if max(abs(low), abs(high)) >= 0.001 else 5
+    first, *ends = (f"{round(end, digits) + 0:+.{digits}f}" for end in (value, low, high))  # no -0.000
+    return f"{first} [{', '.join(ends)}]"
 
 
 def _line(cells: list[str]) -> str:

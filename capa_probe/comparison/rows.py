@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from capa_probe.analysis import layer_ranges
-from capa_probe.benchmark.claims import judge, shortened
+from capa_probe.benchmark.claims import judge
 from capa_probe.benchmark.summary import ALL
 from capa_probe.comparison.runs import CONFIRM, DEPTH, SHORT, ModelRuns
 
@@ -117,6 +116,8 @@ def _ffn(model: ModelRuns) -> Iterator[Entry]:
         table = model.tables.get("ffn_redundancy_layers")
     if table is None:
         return
+    eta = model.manifests[CONFIRM]["settings"]["eta"] if model.findings is None else model.findings.eta
+    yield Entry("threshold eta", f"{eta:g}", value=eta)
     for column, label in (
         ("redundant", "layers whose FFN is redundant for visual tokens"),
         ("visual_only", "layers whose FFN is redundant for visual tokens only"),
@@ -139,8 +140,9 @@ def _sinks(model: ModelRuns) -> Iterator[Entry]:
     for role in ROLES[:2]:
         share = float(totals[role]["attention_share"])
         yield Entry("share of the attention to visual tokens that they take", f"{share:.2%}", role, share)
-    places = found.by_layer.loc[found.by_layer["n_sinks"] > 0, "layer"]
-    yield Entry("layers with sinks", layer_ranges(places) if len(places) else "none", value=len(places))
+    for role in ROLES:
+        places = found.by_layer.loc[found.by_layer[f"n_{role}"] > 0, "layer"]
+        yield Entry("layers with sinks", layer_ranges(places) if len(places) else "none", role, len(places))
 
 
 def _kept(model: ModelRuns) -> Iterator[Entry]:
@@ -148,6 +150,8 @@ def _kept(model: ModelRuns) -> Iterator[Entry]:
     if table.empty:
         return
     own = table[(table["task"] == ALL) & table["score"].isin(SCORES)]
+    for itself in _records(own[own["keep"] == 1].head(1)):  # whatever would choose
+        yield _with_interval("accuracy, all kept", itself, "correct")
     for stage, of in own.groupby("stage", sort=False):
         for keep in KEEPS:
             at = {row["score"]: row for row in _records(of[(of["keep"] - keep).abs() < _SAME])}
@@ -175,10 +179,8 @@ def _claims(model: ModelRuns) -> Iterator[Entry]:
         where, verdict = row["where"], row["verdict"]
         if where.startswith("layers "):  # experiment 4, on whichever are redundant
             where = "redundant layers"
-        _, numbers = shortened(row["numbers"])
-        ends = re.match(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\]", numbers)
-        value, low, high = map(float, ends.groups()) if ends else [math.nan] * 3
-        yield Entry(row["claim"], row["numbers"], places.get(where, where), value, low, high, verdict)
+        deciding = row["difference"], row["low"], row["high"]
+        yield Entry(row["claim"], row["numbers"], places.get(where, where), *deciding, verdict)
 
 
 def _with_interval(label: str, row: dict[str, Any], name: str) -> Entry:

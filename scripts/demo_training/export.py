@@ -13,10 +13,12 @@ from jinja2 import Environment, StrictUndefined
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from demo_training.evaluation import MAX_NEW_TOKENS, mean_of
-from demo_training.recipe import NAMES, RECIPE, Recipe
+from demo_training.recipe import RECIPE, Recipe
 from demo_training.training_table import write_training
 
 CURVE = "training_curve.png"
+#: Stages of the tower alone, which have tasks of their own.
+_TOWER = ("tower", "shrunk")
 
 
 def export(
@@ -70,7 +72,7 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
             the model shows).
         recipe: how the model was made.
     """
-    seconds = {name: [line for line in log if line["stage"] == name][-1]["seconds"] for name in NAMES}
+    seconds = {name: [line for line in log if line["stage"] == name][-1]["seconds"] for name in recipe.stages}
     stages = [
         {
             "name": name,
@@ -86,7 +88,7 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
             ),
             "minutes": seconds[name] / 60,
         }
-        for name in NAMES
+        for name in recipe.stages
     ]
     template = Environment(
         keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
@@ -96,7 +98,7 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
     return template.render(
         **facts,
         stages=stages,
-        cut_short=[name for name in NAMES if recipe.schedules[name].stop],
+        cut_short=[name for name in recipe.stages if recipe.schedules[name].stop],
         world=world,
         sizes=recipe.sizes,
         family=recipe.family,
@@ -112,15 +114,18 @@ def model_card(log: list[dict[str, Any]], facts: dict[str, Any], recipe: Recipe 
 
 
 def _draw_curve(log: list[dict[str, Any]], file: Path, recipe: Recipe) -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), sharey=True, layout="constrained")
+    shown = [name for name in recipe.stages if name != "projector"]  # which answers nothing
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(3.75 * len(shown), 4.2), sharey=True, layout="constrained"
+    )
     # A task has the same color in all panels but the tower's, which has tasks of its own.
-    found = {name for line in log for name in line["accuracy"] if line["stage"] != "tower"}
+    found = {name for line in log for name in line["accuracy"] if line["stage"] not in _TOWER}
     names = [*recipe.world.tasks, *sorted(found - set(recipe.world.tasks))]
-    for axis, stage in zip(axes, ("tower", "symbols", "hops", "joint"), strict=True):
+    for axis, stage in zip(axes, shown, strict=True):
         # A stage that was stopped has some steps twice; those that count come last.
         lines = list({line["step"]: line for line in log if line["stage"] == stage}.values())
         lines.sort(key=lambda line: line["step"])
-        order = names if stage != "tower" else list(lines[0]["accuracy"])
+        order = names if stage not in _TOWER else list(lines[0]["accuracy"])
         table = pd.DataFrame([line["accuracy"] for line in lines], index=[line["step"] for line in lines])
         smooth = table.rolling(3, min_periods=1, center=True).mean().where(table.notna())
         for name in sorted(smooth.columns, key=order.index):

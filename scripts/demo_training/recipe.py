@@ -11,7 +11,10 @@ from demo_training.families import FAMILIES, DemoFamily, Sizes
 from demo_training.loop import Schedule
 from demo_training.turns import TurnStyle
 
-NAMES = ("tower", "symbols", "projector", "hops", "joint")
+#: Every stage; a stage's place here decides its random streams.
+NAMES = ("tower", "symbols", "projector", "hops", "joint", "shrunk", "polish")
+#: The order in which they are run; what the projector maps from must be finished before it.
+ORDER = ("tower", "shrunk", "symbols", "projector", "hops", "joint", "polish")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Phase:
 
     Attributes:
         until: share of the stage's steps at which it ends.
-        style: what turns are made of.
+        style: what turns are made of; None where nothing is asked.
         objects, texts: in place of the world's own: board -> fewest and most objects; fewest and most texts.
         tokens: on symbols, in place of the recipe's: visual tokens of a scene. Among few, a thing is found by its name
             sooner.
@@ -31,7 +34,7 @@ class Phase:
     """
 
     until: float
-    style: TurnStyle
+    style: TurnStyle | None
     objects: Mapping[Board, tuple[int, int]] | None = None
     texts: tuple[int, int] | None = None
     tokens: int | None = None
@@ -60,9 +63,10 @@ class Recipe:
         sizes: of the model.
         schedules: stage -> how it is optimized.
         scenes: stage -> scenes per step.
-        phases: for the stages that ask questions, their phases in order; the last ends at 1.
+        phases: for the stages that have some, their phases in order; the last ends at 1.
         symbol_tokens: visual tokens of a scene in the stages on symbols, where a phase does not say otherwise.
         what: stage -> what is learned in it, for the model card.
+        text_weight: in the projector stage, weight of the visual tokens that show characters, which are few.
     """
 
     family: DemoFamily
@@ -73,6 +77,12 @@ class Recipe:
     phases: Mapping[str, tuple[Phase, ...]]
     symbol_tokens: int
     what: Mapping[str, str]
+    text_weight: float = 1.0
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that the model goes through, in order."""
+        return tuple(name for name in ORDER if name in self.schedules)
 
     def phase(self, stage: str, done: float) -> Phase:
         """The phase when a share of a stage is done."""

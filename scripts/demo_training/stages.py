@@ -1,10 +1,11 @@
-"""The stages of the recipe: tower, symbols, projector, hops, joint.
+"""The stages of the recipe: tower, in one family shrunk, symbols, projector, hops, joint.
 
 1. ``tower``: every patch learns to tell what its sketch says (see :mod:`demo_training.sketches`).
+   ``shrunk``: again, on boards that the image processor makes smaller.
 2. ``symbols``: the decoder learns all tasks on scenes of a few tokens, each the sum of what a patch shows.
 3. ``projector``: patch features are mapped onto those tokens by regression.
 4. ``hops``: the decoder again on such scenes, mostly questions that take several looks.
-5. ``joint``: everything together, on images; the last part in prompt form only.
+5. ``joint``: everything together, on images; the last part in prompt form only. ``polish``: that part again.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ def build_stage(
     schedule = recipe.schedules[name]
     if steps is not None:
         schedule = replace(schedule, steps=steps, stop=None)
+    whole = {
+        "tower": parts.tower,
+        "projector": parts.projector,
+        "decoder": parts.decoder,
+        "lm_head": parts.lvlm.lm_head,
+    }
     trained = {
         "tower": {"tower": parts.tower, "heads": parts.heads},
+        "shrunk": {"tower": parts.tower, "heads": parts.heads},
         "symbols": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head, "symbols": parts.symbols},
         "projector": {"projector": parts.projector},
         "hops": {"decoder": parts.decoder, "lm_head": parts.lvlm.lm_head},
-        "joint": {
-            "tower": parts.tower,
-            "projector": parts.projector,
-            "decoder": parts.decoder,
-            "lm_head": parts.lvlm.lm_head,
-        },
+        "joint": whole,
+        "polish": whole,
     }[name]
     draw, loss = _JOBS[name]
     return Stage(
@@ -63,7 +67,7 @@ def build_stage(
         trained,
         batch=_Batch(draw, name, recipe, seed, schedule.steps, scenes),
         loss=partial(loss, parts, device),
-        slow=("tower",) if name == "joint" else (),
+        slow=("tower",) if trained is whole else (),
         rate=lambda step: recipe.phase(name, step / schedule.steps).rate if name in recipe.phases else 1.0,
     )
 
@@ -109,6 +113,7 @@ class _Batch:
         return self._to_tensors([image for image, _ in drawn]), torch.tensor(sketches)
 
     def turns(self, scenes: list[Scene], phase: Phase, rng: np.random.Generator) -> PackedTurns:
+        assert phase.style is not None
         return pack(
             [draw_questions(scene, phase.style, rng) for scene in scenes],
             phase.style,
@@ -122,7 +127,7 @@ class _Batch:
 
 
 def _draw_sketches(
-    batch: _Batch, scenes: list[Scene], rng: object, phase: None
+    batch: _Batch, scenes: list[Scene], rng: object, phase: Phase | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     return batch.images_and_sketches(scenes)
 
@@ -245,7 +250,12 @@ def _projector_loss(
         wanted = parts.symbols(sketches).float()
     with torch.autocast(device.type, torch.bfloat16):
         found = parts.project(features)
-    return F.mse_loss(found.float(), wanted) / wanted.var(), {}
+    if parts.recipe.text_weight == 1:
+        return F.mse_loss(found.float(), wanted) / wanted.var(), {}
+    texts = (sketches[:, 2:4] != torch.tensor(NOTHING[2:4], device=device)).any(dim=1)
+    weights = 1 + (parts.recipe.text_weight - 1) * texts.float()
+    errors = (found.float() - wanted).square().mean(dim=1)
+    return (weights * errors).sum() / weights.sum() / wanted.var(), {}
 
 
 def _on(device: torch.device, images: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -254,8 +264,10 @@ def _on(device: torch.device, images: dict[str, Tensor]) -> dict[str, Tensor]:
 
 _JOBS = {
     "tower": (_draw_sketches, _tower_loss),
+    "shrunk": (_draw_sketches, _tower_loss),
     "symbols": (_draw_symbols, _symbols_loss),
     "projector": (_draw_sketches, _projector_loss),
     "hops": (_draw_symbols, _symbols_loss),
     "joint": (_draw_joint, _joint_loss),
+    "polish": (_draw_joint, _joint_loss),
 }
