@@ -18,8 +18,8 @@ from capa_probe.figures.style import FAINT, INK, QUIET, styled, task_looks
 
 LOG_COLUMNS = ["stage", "step", "seconds", "loss", "task", "right"]
 _TEST_COLUMNS = ["task", "n", "accuracy", "low", "high", "blank", "majority"]
-#: The stage whose questions are about single patches, with names of their own.
-_TOWER = "tower"
+#: Stages whose questions are about single patches, with names of their own.
+_TOWER = ("tower", "shrunk")
 #: Lines of the log that a mean is taken over.
 WINDOW = 3
 _BY = "scripts/train_demo_lvlm.py"
@@ -64,14 +64,14 @@ def training(models: ModelTables) -> Figure:
     )  # fmt: skip
     for row, name in zip(axes, models, strict=True):
         log, test = logs[name], tests[name]
-        looks = task_looks([*test["task"], *log.loc[log["stage"] != _TOWER, "task"]])
+        looks = task_looks([*test["task"], *log.loc[~log["stage"].isin(_TOWER), "task"]])
         for panel, stage in zip(row, stages, strict=False):
             own = log[log["stage"] == stage]
             above = _split(figure, panel)
             minutes = f" ({own['seconds'].iloc[-1] / 60:.0f} min)" if len(own) else ""
             above.set_title(f"{stage}{minutes}", loc="left", fontweight="bold", fontsize=9.5)
             _loss(above, own, labelled=_asks_nothing(logs, stage))
-            _right(panel, own, task_looks(own["task"]) if stage == _TOWER else looks)
+            _right(panel, own, task_looks(own["task"]) if stage in _TOWER else looks)
             if panel is row[0]:
                 above.set_ylabel("loss")
                 panel.set_ylabel("share right")
@@ -125,7 +125,7 @@ def _right(panel: Any, log: pd.DataFrame, looks: Any) -> None:
     panel.tick_params(labelsize=8)
     panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.set_xlabel("step")
-    if set(log["stage"]) == {_TOWER}:  # questions of its own
+    if set(log["stage"]) <= set(_TOWER):  # questions of its own
         panel.legend(fontsize=6, loc="lower right", handlelength=1.4, labelspacing=0.15, borderaxespad=0.1)
 
 
