@@ -398,7 +398,9 @@ def test_the_saved_model_loads_offline_and_is_the_same(name: str, tmp_path: Path
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"`{recipe.family.model_class.__name__}`" in card
     assert ("trained LLaVA demo model (`data/demo-lvlm`)" in card) == (name != "llava")
-    assert ("## What it took" in card) == (name == "llava")  # tells of that training only
+    assert "## What it took" in card
+    assert ("A board is described first" in card) == (name == "llava")  # each tells of its own training
+    assert ("`polish` brought them" in card) == (name == "internvl")
     assert ("off by one" in card) == (name == "llava")  # so does this
     assert "\n\n## What a profile shows\n\n- " in card
     assert "{" not in card
