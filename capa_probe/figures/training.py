@@ -140,7 +140,7 @@ def _test(panel: Any, test: pd.DataFrame, looks: Any) -> None:
     for place, task, (middle, low, high) in zip(y, test["task"], found, strict=True):
         colour, marker = looks[task]
         panel.errorbar(
-            [middle], [place], xerr=[[middle - low], [high - middle]], fmt=marker, color=colour, markersize=5,
+            [middle], [place], xerr=[[max(middle - low, 0.0)], [max(high - middle, 0.0)]], fmt=marker, color=colour, markersize=5,
             elinewidth=1.0,
         )  # fmt: skip
     panel.set_yticks(y, list(test["task"]), fontsize=7.5)
@@ -152,7 +152,7 @@ def _test(panel: Any, test: pd.DataFrame, looks: Any) -> None:
 
 def _handles(logs: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> list[Line2D]:
     names = [task for test in tests.values() for task in test["task"]]
-    names += [task for log in logs.values() for task in log.loc[log["stage"] != _TOWER, "task"]]
+    names += [task for log in logs.values() for task in log.loc[~log["stage"].isin(_TOWER), "task"]]
     return [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.2, label=task)
         for task, (colour, marker) in task_looks(names).items()
