@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from functools import cache
 from pathlib import Path
@@ -26,7 +25,7 @@ import capa_probe as cp
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
 from capa_probe.demo.drawing import blank_like
 from capa_probe.demo.worlds import WORLDS, World
-from demo_training.evaluation import answer, mean_of, misses_bar
+from demo_training.evaluation import answer, misses_bar
 
 MEGABYTE = 10**6
 FAMILIES = pytest.mark.parametrize("family", DEMO_MODELS)
@@ -103,19 +102,19 @@ def test_its_visual_tokens_are_as_many_as_promised(family: str) -> None:
 
 @FAMILIES
 def test_it_answers(family: str) -> None:
-    """A tenth of the shipped questions, as many right as the card reports of all, within three standard errors."""
+    """A fifth of the shipped questions; the card reports all of them."""
+    plain_tasks = world(family).plain_tasks
     chosen = [
         sample
         for task in world(family).tasks
-        for sample in [s for s in samples(family) if s.task == task][:12]
+        for sample in [s for s in samples(family) if s.task == task][: 36 if task in plain_tasks else 12]
     ]
     images = [sample.open_images()[0] for sample in chosen]
     questions = [sample.question for sample in chosen]
     found = answer(model(family), processor(family), images, questions)
     right = [text in sample.answers for text, sample in zip(found, chosen, strict=True)]
-    reported = json.loads((folder(family) / "evaluation.json").read_text(encoding="utf-8"))
-    expected = mean_of(reported, world(family).tasks)
-    assert sum(right) / len(right) >= expected - 3 * math.sqrt(expected * (1 - expected) / len(right))
+    plain = [r for r, sample in zip(right, chosen, strict=True) if sample.task in plain_tasks]
+    assert sum(plain) / len(plain) >= 0.9
     blind = answer(model(family), processor(family), [blank_like(image) for image in images], questions)
     blind_right = [text in sample.answers for text, sample in zip(blind, chosen, strict=True)]
     assert sum(right) - sum(blind_right) > len(chosen) / 3
@@ -151,7 +150,7 @@ def test_the_card_reports_the_evaluation(family: str) -> None:
     for task in world(family).tasks:
         r = results[task]
         if r["low"] <= max(r["blank"], r["majority"]):  # three looks: the card says that it was not learned
-            assert task == "chain"
+            assert (task, family == "llava") == ("chain", False)
             assert f"- `{task}` is answered right in {r['accuracy']:.2f} of the cases" in card
         row = re.search(
             rf"\| {task} \| (\d+) \| ([\d.]+) \| ([\d.]+)-([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", card
