@@ -141,6 +141,7 @@ class TestHooks:
             ("a.md", b"text\n\n", "exactly one newline"),
             ("a.py", b"<<<<<<< here\n", "merge conflict"),
             ("a.txt", b"\xff\xfe\n", "not UTF-8"),
+            ("a.svg", b"<svg>", "exactly one newline"),
             ("a.bin", b"0" * 500_001, "500,001 bytes"),
             (
                 "a.ipynb",
