@@ -53,4 +53,5 @@ def demo(
             overwrite=overwrite,
             limit=limit,
             batch_size=DEMO_BATCH_SIZE,
+            probes="all",  # so that the report and the overlays can draw the removal effect too
         )
