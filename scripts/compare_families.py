@@ -1,12 +1,12 @@
-"""Make every run of every demo model, put them side by side, and write the table into a page.
+"""Make every run of every demo model, put them side by side, and write the tables into pages.
 
     python scripts/compare_families.py
 
 profiles each demo model on its own test questions, measures its depth, tests the paper's claims on it, and compares
-(`capa-probe demo`, `depth`, `confirm`, `compare`). The table goes into the README, between its two markers; what stands
-outside them is left as it is. All numbers, with their intervals, go into docs/data/comparison.csv. Runs that are there
-are used, and one that was stopped goes on: half an hour a model. Models can run at the same time, each by a command of
-its own, and be compared afterwards:
+(`capa-probe demo`, `depth`, `confirm`, `compare`). The table goes into docs/families.md and a short one into the
+README, between the two markers of each; what stands outside them is left as it is. All numbers, with their intervals,
+go into docs/data/comparison.csv. Runs that are there are used, and one that was stopped goes on: half an hour a model.
+Models can run at the same time, each by a command of its own, and be compared afterwards:
 
     python scripts/compare_families.py --families internvl --runs-only
 """
@@ -50,6 +50,12 @@ def written(text: str, table: str) -> str:
     return f"{before}{START}\n\n{table}\n{END}{after}"
 
 
+def put(page: Path, table: str) -> None:
+    """Write a table into a page."""
+    text = written(page.read_text(encoding="utf-8"), table)
+    replace(page, lambda file: file.write_text(text, encoding="utf-8"))
+
+
 def _do(command: list[str]) -> None:
     """A command of ``capa-probe``; ends where it fails."""
     if status := app(command, standalone_mode=False):
@@ -64,14 +70,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/families"), help="folder for the runs")
     parser.add_argument("--limit", type=int, default=210, help="questions for depth and confirm")
     parser.add_argument("--runs-only", action="store_true", help="make the runs, and compare nothing")
-    parser.add_argument("--page", type=Path, default=ROOT / "README.md", help="where the table goes")
+    parser.add_argument(
+        "--page", type=Path, default=ROOT / "docs" / "families.md", help="where the table goes"
+    )
+    parser.add_argument(
+        "--short-page", type=Path, default=ROOT / "README.md", help="where the short one goes"
+    )
     parser.add_argument(
         "--csv", type=Path, default=ROOT / "docs" / "data" / f"{NAME}.csv", help="where all numbers go"
     )
     arguments = parser.parse_args(argv)
     with one_line_errors():
         if not arguments.runs_only:  # before half an hour a model
-            written(arguments.page.read_text(encoding="utf-8"), "")
+            for page in (arguments.page, arguments.short_page):
+                written(page.read_text(encoding="utf-8"), "")
         runs = list(commands(arguments.families, arguments.out, arguments.limit))
         for run in runs:
             _do(run)
@@ -83,11 +95,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         numbers = (made / f"{NAME}.csv").read_bytes()
         replace(arguments.csv, lambda file: file.write_bytes(numbers))
-        link = Path(os.path.relpath(arguments.csv, arguments.page.parent)).as_posix()
-        table = (made / f"{NAME}.md").read_text(encoding="utf-8")
-        page = arguments.page.read_text(encoding="utf-8")  # as it is now
-        page = written(page, f"{table}\n[All numbers, with their intervals]({link}).\n")
-        replace(arguments.page, lambda file: file.write_text(page, encoding="utf-8"))
+        for page, name, what, target in (
+            (arguments.page, NAME, "All numbers, with their intervals", arguments.csv),
+            (arguments.short_page, f"{NAME}-short", "Every number, with what it rests on", arguments.page),
+        ):
+            link = Path(os.path.relpath(target, page.parent)).as_posix()
+            table = (made / f"{name}.md").read_text(encoding="utf-8")
+            put(page, f"{table}\n[{what}]({link}).\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What profiling a 7B model takes in memory, time and disk: computed from the models' sizes, not measured on them.
 
-Prints the two tables of the README as Markdown. The models are built without weights, from the sizes in their
+Prints the two tables of docs/seven-billion.md. The models are built without weights, from the sizes in their
 checkpoints' config files. The assumptions are the constants below. Those that can be measured on small models were,
 and ``tests/test_estimate_cost.py`` measures them again, times excepted.
 """

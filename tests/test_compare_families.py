@@ -29,6 +29,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             out = Path(command[command.index("--out") + 1])
             out.mkdir(parents=True)
             (out / "comparison.md").write_text("| new |\n")
+            (out / "comparison-short.md").write_text("| short |\n")
             (out / "comparison.csv").write_text("new\n1\n")
 
     scope = SCRIPT["main"].__globals__
@@ -59,31 +60,46 @@ def test_only_what_lies_between_the_markers_is_written() -> None:
             SCRIPT["written"](wrong, "| new |\n")
 
 
-def test_the_table_goes_into_the_page(done: list[list[str]], tmp_path: Path) -> None:
-    page, csv = tmp_path / "README.md", tmp_path / "docs" / "all.csv"
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    args = ["--out", str(tmp_path / "runs"), "--page", str(page), "--csv", str(csv)]
+def test_the_tables_go_into_the_pages(done: list[list[str]], tmp_path: Path) -> None:
+    page, short, csv = tmp_path / "docs" / "all.md", tmp_path / "README.md", tmp_path / "docs" / "all.csv"
+    page.parent.mkdir()
+    for file in (page, short):
+        file.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    args = [
+        "--out",
+        str(tmp_path / "runs"),
+        "--page",
+        str(page),
+        "--short-page",
+        str(short),
+        "--csv",
+        str(csv),
+    ]
     SCRIPT["main"]([*args, "--families", "internvl", "--runs-only"])
     assert [command[0] for command in done] == ["depth", "confirm", "demo"]
     assert "old" in page.read_text()
+    assert "old" in short.read_text()
     done.clear()
     SCRIPT["main"](args)
     folders = [command[command.index("--out") + 1] for command in done[:-1]]
     assert done[-1] == ["compare", *folders, "--out", str(tmp_path / "runs" / "comparison")]
     assert len(folders) == 9
     assert page.read_text() == (
-        f"before\n{START}\n\n| new |\n\n[All numbers, with their intervals](docs/all.csv).\n\n{END}\nafter\n"
+        f"before\n{START}\n\n| new |\n\n[All numbers, with their intervals](all.csv).\n\n{END}\nafter\n"
     )
+    link = "[Every number, with what it rests on](docs/all.md)"
+    assert short.read_text() == f"before\n{START}\n\n| short |\n\n{link}.\n\n{END}\nafter\n"
     assert csv.read_text() == "new\n1\n"
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "docs", "runs"}
 
 
+@pytest.mark.parametrize("option", ["--page", "--short-page"])
 def test_a_page_without_a_place_for_it_is_said_first(
-    done: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, done: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(SystemExit, match="2"):
-        SCRIPT["main"](["--out", str(tmp_path), "--page", str(tmp_path / "README.md")])
+        SCRIPT["main"](["--out", str(tmp_path), option, str(tmp_path / "README.md")])
     assert "put them where the table belongs" in capsys.readouterr().err
     assert done == []
 
@@ -96,6 +112,7 @@ def test_it_ends_where_a_run_fails(
         SCRIPT["main"](["--out", str(tmp_path), "--runs-only"])
 
 
-def test_the_readme_has_a_place_for_it() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
+def test_pages_have_a_place_for_it(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert SCRIPT["written"](text, "| new |\n").count("| new |") == 1

@@ -20,7 +20,7 @@ from capa_probe.benchmark.depth import measure_depth
 from capa_probe.benchmark.setup import Settings
 from capa_probe.benchmark.store import read_tables
 from capa_probe.cli import app
-from capa_probe.comparison import COLUMNS, compare, differences, page, read_runs, refuted
+from capa_probe.comparison import COLUMNS, brief, compare, differences, page, read_runs, refuted
 from capa_probe.errors import CapaProbeError
 from capa_probe.findings import find, write
 from capa_probe.tables import UNFINISHED_FILE
@@ -172,6 +172,32 @@ class TestPage:
         (depth,) = (line for line in lines if "without the image" in line)
         assert depth.endswith(" | - |")  # of the second model no depth is known
 
+    def test_the_short_table_says_the_same_in_fewer_rows(self, folders: dict[str, Path]) -> None:
+        table = compare(read_runs(list(folders.values())))
+        lines, said = brief(table).split("\n\n")
+        assert said == (
+            "✓ holds, ✗ does not hold, ? cannot be judged: one sign for each layer to prune before, from early to "
+            "late, or for all together.\n"
+        )
+        whole, claims = page(table).splitlines(), set(table.loc[table["section"] == "claims", "row"])
+        rows = {line.split("|")[1].strip(): line for line in lines.splitlines()}
+        assert claims < set(rows)
+        assert all(line in whole for row, line in rows.items() if row not in claims)
+        assert sum(row.startswith("accuracy, 25% kept") for row in rows) == 1
+        assert not any(row.startswith(("accuracy, 10% kept", "FLOPs", "layers x width")) for row in rows)
+
+    def test_the_short_table_has_a_sign_for_each_verdict(self) -> None:
+        table = verdicts(
+            ("early", "a", HOLDS, -0.1),
+            ("transition", "a", UNKNOWN, 0.0),
+            ("late", "a", FAILS, 0.2),
+            ("all", "b", FAILS, 0.1),
+        )
+        assert "| X / Y | ✓ ? ✗ | ✗ |" in brief(table)
+        more = pd.concat([table, table[table["model"] == "b"].assign(row="Z")])
+        assert "| Z | - | ✗ |" in brief(more)
+        assert "✓" not in brief(table.assign(section="FFN", verdict=""))
+
     def test_where_verdicts_differ(self) -> None:
         table = verdicts(
             ("early", "a", HOLDS, -0.1),
@@ -233,11 +259,13 @@ class TestCommand:
         done = invoke(*folders.values(), "--out", tmp_path / "out")
         assert done.exit_code == 0, done.output
         assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+            "comparison-short.md",
             "comparison.csv",
             "comparison.md",
         ]
         table = compare(read_runs(list(folders.values())))
         assert (tmp_path / "out" / "comparison.md").read_text() == page(table)
+        assert (tmp_path / "out" / "comparison-short.md").read_text() == brief(table)
         written = pd.read_csv(tmp_path / "out" / "comparison.csv", keep_default_na=False, na_values=[""])
         np.testing.assert_allclose(written["value"], table["value"])
         assert f"{FAMILIES[0]}): profile, confirm, depth" in done.stdout

@@ -1,4 +1,4 @@
-"""The README's numbers for 7B models: the script prints them, and what it assumes is measured on small ones."""
+"""The numbers for 7B models in the docs: the script prints them, and what it assumes is measured on small ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from capa_probe.lvlm import HookedLVLM
 from capa_probe.probes import Recorder, choose_probes
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "seven-billion.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +63,31 @@ class PeakMemory(TorchDispatchMode):
 
 
 class TestCostOf7B:
-    def test_the_readme_shows_what_the_script_prints(
+    def test_the_page_shows_what_the_script_prints(
         self, estimate: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("sys.argv", ["scripts/estimate_cost.py"])
         estimate.main()
         printed = capsys.readouterr().out
-        section = README.split("\n## What a 7B model needs\n")[1].split("\n## ")[0]
+        section = PAGE.split("\n## What a 7B model needs\n")[1].split("\n## ")[0]
         shown = [line for line in section.splitlines() if line.startswith("|")]
         assert shown == [line for line in printed.splitlines() if line]
         assert "Computed, not measured" in section
         assert "one question per image" in " ".join(section.split())
         assert "python scripts/estimate_cost.py" in section
+
+    def test_the_readme_has_them_in_a_sentence(self, estimate: Any) -> None:
+        def column(table: str, name: str) -> list[float]:
+            heads, _, *rows = ([cell.strip(" *") for cell in line.split("|")] for line in table.splitlines())
+            return [float(row[heads.index(name)].split()[0]) for row in rows]
+
+        memory = column(estimate.memory_table(), "together")
+        times, disk = (column(estimate.time_table(), name) for name in ("GPU, 1000 prompts", "disk"))
+        sentence = (
+            f"{min(memory):.0f} to {max(memory):.0f} GB of GPU memory, and for 1,000 prompts {min(times):.1f} to "
+            f"{max(times):.1f} minutes on an A100 and {min(disk):.1f} to {max(disk):.1f} GB of tables"
+        )
+        assert sentence in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
     def test_parameters_are_those_of_the_checkpoints(self, estimate: Any, cases: dict[str, Any]) -> None:
         found = {name: estimate.parameters(case.model) for name, case in cases.items()}

@@ -1,4 +1,4 @@
-"""What surrounds the code: citation, hooks, templates, workflow, and the README's tables."""
+"""What surrounds the code: citation, hooks, templates and workflow."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import pytest
 import yaml
 
 import capa_probe
-from capa_probe.schema import GROUP_COLUMNS, LAYER_SCHEMA, MEASURES, STATISTICS, TOKEN_SCHEMA
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def load(path: str) -> Any:
@@ -214,29 +212,3 @@ class TestTemplates:
             step["with"]["python-version"] for step in job["steps"] if "python" in step.get("uses", "")
         ]
         assert f'requires-python = ">={python}"' in (ROOT / "pyproject.toml").read_text()
-
-
-class TestReadmeColumns:
-    @staticmethod
-    def explained(table: str) -> list[tuple[str, str]]:
-        """Name and meaning of each row of a table of the README."""
-        block = README.split(f"<summary>Every column of <code>{table}</code></summary>")[1].split(
-            "</details>"
-        )[0]
-        return re.findall(r"^\| `([^`]+)` \| (.+) \|$", block, re.MULTILINE)
-
-    def test_every_token_column_in_the_schemas_order(self) -> None:
-        rows = self.explained("prof.tokens")
-        assert [name for name, _ in rows] == TOKEN_SCHEMA.names
-        assert all(len(meaning) > 5 for _, meaning in rows)
-
-    def test_every_layer_column(self) -> None:
-        named = [name for name, _ in self.explained("prof.layers")]
-        columns: list[str] = []
-        for name in named:
-            each = [name.format(measure=measure) for measure in MEASURES] if "{" in name else [name]
-            columns += each
-        assert len(set(columns)) == len(columns)
-        assert set(columns) == set(LAYER_SCHEMA.names)
-        assert named == [*GROUP_COLUMNS, "n_tokens", *(f"{{measure}}_{stat}" for stat in STATISTICS)]
-        assert f"from `{MEASURES[0]}` to `{MEASURES[-1]}`" in README

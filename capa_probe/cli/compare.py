@@ -22,7 +22,8 @@ def compare(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for comparison.md and comparison.csv.")
+        Path,
+        typer.Option(metavar="DIR", help="Folder for comparison.md, comparison-short.md and comparison.csv."),
     ] = Path("runs") / NAME,
 ) -> None:
     """Put models side by side: depth, redundant layers, sinks, accuracy kept, FLOPs, and every claim of the paper.
@@ -32,8 +33,8 @@ def compare(
     from capa_probe.console import status
 
     with status("reading"):
+        from capa_probe.comparison import brief, differences, page, read_runs
         from capa_probe.comparison import compare as table_of
-        from capa_probe.comparison import differences, page, read_runs
         from capa_probe.files import replace
 
         models = read_runs(runs)
@@ -41,6 +42,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     files = [
         replace(out / f"{NAME}.md", lambda file: file.write_text(page(table), encoding="utf-8")),
+        replace(out / f"{NAME}-short.md", lambda file: file.write_text(brief(table), encoding="utf-8")),
         replace(out / f"{NAME}.csv", lambda file: table.to_csv(file, index=False)),
     ]
     for model in models:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capa_probe.comparison.page import differences, page, refuted
+from capa_probe.comparison.page import brief, differences, page, refuted
 from capa_probe.comparison.rows import COLUMNS, compare
 from capa_probe.comparison.runs import ModelRuns, read_runs
 
-__all__ = ["COLUMNS", "ModelRuns", "compare", "differences", "page", "read_runs", "refuted"]
+__all__ = ["COLUMNS", "ModelRuns", "brief", "compare", "differences", "page", "read_runs", "refuted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -10,6 +11,14 @@ from capa_probe.benchmark.claims import FAILS, HOLDS, UNKNOWN
 from capa_probe.comparison.rows import CLAIMS
 
 _NOTHING = "-"
+_SIGNS = {HOLDS: "✓", FAILS: "✗", UNKNOWN: "?"}
+#: Of the numbers, what a short table shows: rows that begin so.
+_BRIEF = (
+    "layers whose FFN is redundant for visual tokens",
+    "sinks, of all visual tokens",
+    "accuracy, all kept",
+    "accuracy, 25% kept",
+)
 _HOW_TO_READ = (
     "Costs are differences in accuracy. Beside a claim stands the difference between the first and the second that it "
     "compares, with its 95 % interval: in accuracy where it speaks of accuracy, in rank correlation where it speaks of "
@@ -25,19 +34,7 @@ def page(table: pd.DataFrame) -> str:
     Args:
         table: as :func:`capa_probe.comparison.compare` returns it.
     """
-    names = table[["model", "family"]].drop_duplicates()
-    models = list(names["model"])
-    heads = [f"{row.model} ({row.family})" for row in names.itertuples()]
-    lines = [_line(["", *heads]), _line(["---"] * (1 + len(heads)))]
-    for section, of in table.groupby("section", sort=False):
-        lines.append(_line([f"**{section}**", *([""] * len(models))]))
-        for row, entries in of.groupby("row", sort=False):
-            parts = list(entries["part"].drop_duplicates())
-            label = str(row)
-            if section != CLAIMS and parts != [""]:
-                label += f": {' / '.join(parts)}"
-            lines.append(_line([label, *(_cell(entries, model, parts) for model in models)]))
-    lines += ["", _HOW_TO_READ]
+    lines = [*_table(table, _cell), "", _HOW_TO_READ]
     judged = table.loc[table["section"] == CLAIMS, "model"].nunique()
     if judged > 1:
         lines += _listed(
@@ -55,6 +52,40 @@ def page(table: pd.DataFrame) -> str:
             "No claim of the paper fails wherever it can be judged.",
         )
     return "\n".join(lines) + "\n"
+
+
+def brief(table: pd.DataFrame) -> str:
+    """The same in few lines: redundant layers, sinks, what a quarter of the tokens keeps, and a sign for each verdict.
+
+    Args:
+        table: as :func:`capa_probe.comparison.compare` returns it.
+    """
+    claims = table["section"] == CLAIMS
+    lines = _table(table[claims | table["row"].str.startswith(_BRIEF)], _signed_cell)
+    if claims.any():
+        signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _SIGNS.items())
+        lines += [
+            "",
+            f"{signs}: one sign for each layer to prune before, from early to late, or for all together.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: pd.DataFrame, cell: Callable[[pd.DataFrame, str, list[str]], str]) -> list[str]:
+    """Lines of Markdown: a heading for each section, a line for each row, a cell for each model."""
+    names = table[["model", "family"]].drop_duplicates()
+    models = list(names["model"])
+    heads = [f"{row.model} ({row.family})" for row in names.itertuples()]
+    lines = [_line(["", *heads]), _line(["---"] * (1 + len(heads)))]
+    for section, of in table.groupby("section", sort=False):
+        lines.append(_line([f"**{section}**", *([""] * len(models))]))
+        for row, entries in of.groupby("row", sort=False):
+            parts = list(entries["part"].drop_duplicates())
+            label = str(row)
+            if section != CLAIMS and parts != [""]:
+                label += f": {' / '.join(parts)}"
+            lines.append(_line([label, *(cell(entries, model, parts) for model in models)]))
+    return lines
 
 
 def _listed(title: str, items: list[str], otherwise: str) -> list[str]:
@@ -104,6 +135,13 @@ def _cell(entries: pd.DataFrame, model: str, parts: list[str]) -> str:
     if (own["verdict"] != "").any():
         return "<br>".join(_verdict(str(part), row) for part, row in own.iterrows())
     return " / ".join(str(own.loc[part, "text"]) if part in own.index else _NOTHING for part in parts)
+
+
+def _signed_cell(entries: pd.DataFrame, model: str, parts: list[str]) -> str:
+    own = entries[entries["model"] == model]
+    if (own["verdict"] == "").any() or own.empty:
+        return _cell(entries, model, parts)
+    return " ".join(_SIGNS[verdict] for verdict in own["verdict"])
 
 
 def _verdict(part: str, row: pd.Series) -> str:
