@@ -33,7 +33,7 @@ from capa_probe.figures import (
 )
 from capa_probe.figures.entry import Source
 from capa_probe.figures.of_profile import PROFILE_ENTRIES
-from capa_probe.figures.overlays import overlay_layers
+from capa_probe.figures.overlay_tables import overlay_layers
 from capa_probe.figures.scatter_tables import scatter_tables
 from capa_probe.figures.style import FAINT, ROLES, TEXT, VISUAL, run_looks, task_looks
 from capa_probe.figures.token_shares import token_shares_tables

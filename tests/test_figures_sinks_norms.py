@@ -8,10 +8,10 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from capa_probe.analysis import classify_sinks, sink_summary
+from capa_probe.analysis import classify_sinks
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures import norms, sink_counts
-from capa_probe.figures.style import INK, QUIET, ROLES, TEXT, VISUAL
+from capa_probe.figures import norms
+from capa_probe.figures.style import ROLES, TEXT, VISUAL
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
 from tests.synthetic import World
@@ -42,39 +42,6 @@ def line(axes: object, colour: str, style: str = "-") -> np.ndarray:
 @pytest.fixture(scope="module")
 def prof() -> LayerProfile:
     return synthetic.profile(runs.WORLD)
-
-
-class TestSinkCounts:
-    def test_bars_are_the_counts_stacked(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        figure = sink_counts(table, synthetic.TAU, 3)
-        dumps, anchors = (bars(figure, ROLES[role][0]) for role in ("dump", "anchor"))
-        assert {layer: height for layer, (_, height) in dumps.items()} == dict(enumerate(table["n_dump"]))
-        assert {layer: height for layer, (_, height) in anchors.items()} == dict(enumerate(table["n_anchor"]))
-        assert all(bottom == dumps[layer][1] for layer, (bottom, _) in anchors.items())
-
-    def test_lines_are_the_shares_from_layer_2_on(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        below = sink_counts(table).axes[1]
-        np.testing.assert_allclose(line(below, INK)[2:, 1], 100 * table["attention_share"][2:])
-        np.testing.assert_allclose(line(below, QUIET, "--")[2:, 1], 100 * table["share_sinks"][2:])
-        assert np.isnan(line(below, INK)[:2, 1]).all()
-
-    def test_says_what_it_shows(self, prof: LayerProfile) -> None:
-        said = words(sink_counts(sink_summary(classify_sinks(prof, tau=synthetic.TAU)), synthetic.TAU, 3))
-        assert "3 sinks at τ = 10; 3 samples, 48 visual tokens per layer" in said
-        assert "Probability Dump" in said
-        assert "undetermined" not in said
-        assert "(%)" in said
-        empty = sink_summary(classify_sinks(synthetic.profile(World()), tau=synthetic.TAU))
-        assert "No sinks" in words(sink_counts(empty))
-
-    def test_bad_tables(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        with pytest.raises(CapaProbeError, match="lacks the columns n_dump"):
-            sink_counts(table.drop(columns="n_dump"))
-        with pytest.raises(CapaProbeError, match="is empty"):
-            sink_counts(table.iloc[:0])
 
 
 class TestNorms:

@@ -77,6 +77,12 @@ def sizes_of(models: Mapping[str, pd.DataFrame]) -> str:
     return "; ".join(f"{name}: {size}" for name, size in said.items())
 
 
+def notes(models: Mapping[str, Tables], table: str, named: bool) -> str:
+    """The remarks of models in a table of them, a line for each model that has any."""
+    found = {name: " ".join(tables[table]["note"]) for name, tables in models.items() if table in tables}
+    return "\n".join(f"{name}: {said}" if named else said for name, said in found.items() if said)
+
+
 def per_cent(axis: Any, low: float = -0.03, high: float = 1.03) -> None:
     """Make a y axis one of shares, in per cent."""
     axis.axes.set_ylim(low, high)
