@@ -344,7 +344,7 @@ class TestSinksAreThoseOfTheProfile:
             np.count_nonzero(dumps),
             np.count_nonzero(anchors),
         ]
-        assert ("no dump in layers 2-3, hence none to remove before layers 3-4." in notes) == (not any(dumps))
+        assert ("At tau = 20 there is no dump in any layer." in notes) == (not any(dumps))
         offset = f"dimension {truth.layout.sink[0]} at layers 2-4" in notes
         assert offset == (not any(dumps))
         assert ("undetermined" in notes) == (0 in anchors)

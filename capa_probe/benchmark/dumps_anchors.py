@@ -147,7 +147,9 @@ def _missing(sinks: pd.DataFrame, roles: Mapping[int, set[str]], behind: range, 
     said = []
     for role in ROLES:
         without = [layer for layer, own in roles.items() if role not in own]
-        if without:
+        if len(sinks) and role not in set(sinks["role"]):
+            said.append(f"At tau = {tau:.3g} there is no {role} in any layer.")
+        elif without:
             at = layer_ranges([layer - 1 for layer in without])
             said.append(
                 f"At tau = {tau:.3g} there is no {role} in layer{'s' * (len(without) > 1)} {at}, hence none to remove "
