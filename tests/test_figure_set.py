@@ -266,7 +266,7 @@ class TestCommand:
         assert f"sha256:{saved_data(tmp_path / 'out' / 'training.png')}".encode() in pdf
 
     def test_mistakes_are_one_line(self, run: Path, tmp_path: Path) -> None:
-        assert "holds no profile" in refused(invoke(tmp_path, "--out", tmp_path / "x"))
+        assert "holds no run" in refused(invoke(tmp_path, "--out", tmp_path / "x"))
         assert "--only nothing was given; give some of" in refused(invoke(run, "--only", "nothing"))
         (tmp_path / "file").write_text("")
         assert "which is a file" in refused(invoke(run, "--out", tmp_path / "file"))
@@ -307,6 +307,12 @@ class TestShipped:
                 (text, numbers), (old_text, old_numbers) = shape(file), shape(shipped)
                 assert text == old_text, f"{shipped} is out of date; run scripts/figures.py"
                 np.testing.assert_allclose(numbers, old_numbers, atol=0.02, err_msg=str(shipped))
+            elif file.stem in {entry.name for entry in ENTRIES if entry.pixels}:
+                shipped = ROOT / "figures" / file.relative_to(tmp_path)
+                with Image.open(file) as one, Image.open(shipped) as other:
+                    assert one.size == other.size, f"{shipped} is out of date; run scripts/figures.py"
+                    difference = np.asarray(one.convert("L"), float) - np.asarray(other.convert("L"), float)
+                assert abs(difference).mean() < 1, f"{shipped} is out of date; run scripts/figures.py"
 
     def test_every_figure_is_there_for_the_first_demo_model(self) -> None:
         own = kept_tables(ROOT / "figures", ORDER)[ORDER[0]]
@@ -334,6 +340,19 @@ class TestShipped:
             figures.main(["--check", "--out", str(tmp_path / "set")])
         assert ended.value.code == 1
         assert "score_ranks.png is missing" in capsys.readouterr().out
+
+
+def test_the_script_draws_only_some(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    figures.main([str(run), "--out", str(out), "--only", "score_ranks, accuracy_budget"])
+    assert sorted(path.stem for path in out.glob("*.png")) == sorted(NAMES)
+    assert set(kept_tables(out)["small"]) == set(NAMES)
+    before = (out / "accuracy_budget.png").stat().st_mtime_ns
+    figures.main([str(run), "--out", str(out), "--only", "score_ranks"])
+    assert (out / "accuracy_budget.png").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="2"):
+        figures.main([str(run), "--out", str(out), "--only", "nothing"])
+    assert "--only nothing was given; give some of" in capsys.readouterr().err
 
 
 def test_the_script_takes_runs_of_families(run: Path, tmp_path: Path) -> None:

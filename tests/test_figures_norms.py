@@ -1,11 +1,10 @@
-"""Figures of sinks per layer and role, and of norms: what they draw is what the tables hold."""
+"""The figure of norms: what it draws is what the tables hold."""
 
 from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import colors
 from matplotlib.figure import Figure
 
 from capa_probe.analysis import classify_sinks
@@ -19,16 +18,6 @@ from tests.synthetic import World
 
 def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text())
-
-
-def bars(figure: Figure, colour: str) -> dict[int, tuple[float, float]]:
-    """Layer to bottom and height of the bars of a colour."""
-    return {
-        round(patch.get_x() + patch.get_width() / 2): (patch.get_y(), patch.get_height())
-        for patch in figure.axes[0].patches
-        if colors.to_hex(patch.get_facecolor()) == colour.lower() and patch.get_height() < 1e3
-        and 0.7 < patch.get_width() < 0.75
-    }  # fmt: skip
 
 
 def line(axes: object, colour: str, style: str = "-") -> np.ndarray:
