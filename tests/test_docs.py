@@ -10,7 +10,9 @@ import mkdocs_math
 import pytest
 
 import capa_probe as cp
+from capa_probe import analysis
 from capa_probe.demo import demo_data_path, demo_model_path
+from capa_probe.figures.registry import ENTRIES
 from capa_probe.samples import load_samples
 from capa_probe.schema import GROUP_COLUMNS, MEASURES, SINK_COLUMNS, STATISTICS, TOKEN_SCHEMA
 from tests import tiny
@@ -218,6 +220,31 @@ class TestSite:
         api = (site / "api" / "index.html").read_text(encoding="utf-8")
         for name in {*cp.__all__} - {"__version__"}:
             assert re.search(rf'id="capa_probe\.([\w.]+\.)?{name}"', api), name
+
+    def test_every_analysis_and_figure_is_in_the_api(self, site: Path) -> None:
+        api = (site / "api" / "index.html").read_text(encoding="utf-8")
+        names = {*analysis.__all__} - {"SPLITS"} | {entry.name for entry in ENTRIES}
+        assert [
+            name for name in sorted(names) if not re.search(rf'id="capa_probe\.[\w.]+\.{name}"', api)
+        ] == []
+
+    def test_docstrings_are_laid_out(self, site: Path) -> None:
+        api = (site / "api" / "index.html").read_text(encoding="utf-8")
+        assert re.findall(r":(?:func|class|meth|mod):", api) == []
+        assert re.search(r'<a [^>]*href="#capa_probe\.tables\.LayerProfile\.read"><code>read</code></a>', api)
+        start = api.index('id="capa_probe.analysis.transition_layers"')
+        returns = api[api.index("Returns:", start) :].partition("</table>")[0]
+        assert returns.count("<tr") == 2  # a head, and one thing that is returned
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+    def test_the_code_of_an_answer_is_folded(self, site: Path, path: Path) -> None:
+        page = (site / "notebooks" / path.stem / "index.html").read_text(encoding="utf-8")
+        (folded,) = re.findall(r"<details.*?</details>", page, re.DOTALL)
+        open_code = page.replace(folded, "")
+        assert "Markdown" in folded
+        assert "Markdown" in open_code  # it is imported
+        assert re.search(r"Markdown</span><span[^>]*>\(", folded)
+        assert not re.search(r"Markdown</span><span[^>]*>\(", open_code)
 
     def test_every_notebook_and_guide_is_a_page(self, site: Path) -> None:
         for page in MADE:
