@@ -156,6 +156,8 @@ def test_models_without_sinks_have_a_sentence_and_no_row() -> None:
     said = words(figure).splitlines()
     assert "one" in said  # whose row it is
     assert "two: 0 sinks at tau = 5." in said
+    same = words(sink_removal({"two": bare, "three": bare})).splitlines()
+    assert "two, three: 0 sinks at tau = 5." in same  # said once
     alone = sink_removal({"two": bare})
     assert not alone.axes
     assert alone.get_figheight() < 1.5

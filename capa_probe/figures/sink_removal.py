@@ -21,7 +21,7 @@ from capa_probe.figures.reading import (
     per_cent,
     wanted,
 )
-from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, RULE, SCORES, styled
+from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, RULE, SCORES, count, styled
 
 _COLUMNS = ["layer", "role", "removed", "task", "n", "n_images"]
 _COLUMNS += interval_columns("correct", "agrees", "hellinger")
@@ -106,7 +106,7 @@ def _panel(panel: Any, table: pd.DataFrame, counts: pd.DataFrame, measure: str) 
     names = []
     for layer, role in groups:
         own = table[(table["layer"] == layer) & (table["role"] == role)]
-        number = f"{int(counts.loc[layer, f'n_{role}']):,} {role}s" if layer in counts.index else f"{role}s"
+        number = count(int(counts.loc[layer, f"n_{role}"]), role) if layer in counts.index else f"{role}s"
         names.append(f"layer {layer}\n{number}\nn = {int(own['n'].iloc[0])}")
     panel.set_xticks(range(len(groups)), names, fontsize=8, color=INK)
     panel.set_xlim(-0.5, len(groups) - 0.5)
