@@ -383,6 +383,23 @@ class TestSinksAreThoseOfTheProfile:
         ]
         assert set(judge(tables)["verdict"]) == {"cannot be judged"}
 
+    def test_sinks_that_cannot_be_told_are_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def in_doubt(*args: object, **settings: object) -> pd.DataFrame:
+            raise cp.CapaProbeError("It cannot be told which visual tokens are sinks.")
+
+        monkeypatch.setattr(dumps_anchors, "classify_sinks", in_doubt)
+        truth = planted.plant("llava")
+        lvlm = cp.HookedLVLM(truth.model, truth.processor)
+        for _ in ("made", "kept"):
+            with Store.open(tmp_path / "run", {}) as store:
+                tables = dumps_anchors.run(Setup(lvlm, truth.samples[:1], store=store))
+            (note,) = tables["dumps_anchors_notes"]["note"]
+            assert note == "Sinks could not be classified: It cannot be told which visual tokens are sinks."
+            assert judge(tables)["numbers"].tolist() == [note] * 2
+        assert store.made == 0
+
     def test_roles_need_a_dimension(self) -> None:
         with pytest.raises(cp.CapaProbeError, match="at least one sink dimension"):
             RemoveRole(layers=(3,))

@@ -121,8 +121,8 @@ def _sinks(setup: Setup, tau: float) -> tuple[pd.DataFrame, list[str]]:
                 sinks = remarking(said, lambda: classify_sinks(prof, tau=tau))
             except CapaProbeError as error:
                 return pd.DataFrame(columns=_SINK), notes(f"Sinks could not be classified: {error}")
-            if sinks.empty:
-                said.insert(0, no_sinks(prof, sinks))
+            if sinks.empty:  # then all there is to warn of are offsets, which this sentence tells
+                said = [no_sinks(prof, sinks)]
         sinks = sinks[_SINK]
         sinks.attrs = {}
         return sinks, notes(*said)
