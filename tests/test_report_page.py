@@ -78,7 +78,7 @@ def values(tokens: pd.DataFrame, sample: str, layer: int, name: str) -> np.ndarr
 
 def painted(shown: np.ndarray, low: float, high: float, root: bool) -> np.ndarray:
     """The colours that stand for values, from the rule that the page states: (token, 4)."""
-    share = (shown - low) / (high - low)
+    share = np.clip((shown - low) / (high - low), 0, 1)
     share = np.sqrt(share) if root else share
     opacity = np.rint(255 * (0.3 + 0.48 * share))
     return np.column_stack([colours()[np.rint(255 * share).astype(int)], opacity])
@@ -133,7 +133,8 @@ class TestExplorer:
             expected = painted(shown, 0, own["value_norm"].max(), root=False)
             assert_looks(page.pixels(".panel:nth-child(1) canvas"), expected)
             ends = own["ffn_cosine"].min(), own["ffn_cosine"].max()
-            expected = painted(values(tokens, "b", 3, "ffn_cosine"), *ends, root=False)
+            places = [-np.log10(1 - x) for x in (values(tokens, "b", 3, "ffn_cosine"), *ends)]
+            expected = painted(*places, root=False)
             assert_looks(page.pixels(".panel:nth-child(2) canvas"), expected)
             ends_shown = page.page.locator(".panel:nth-child(2) .ends span").all_inner_texts()
             assert float(ends_shown[0]) == pytest.approx(ends[0], rel=1e-4)
@@ -184,7 +185,7 @@ class TestExplorer:
     def test_prompt_and_answer(self, browser: Browser, report: Path) -> None:
         with opened(browser, report) as page:
             assert page.text("#question") == "what is a?"
-            assert page.text("#answers") == "model crimson. ✓ accepted accepted red, Crimson"
+            assert page.text("#answers") == "model crimson. ✓ accepted accepted answers red, Crimson"
             page.page.get_by_text("The prompt as the model got it").click()
             assert page.text("#prompt") == "USER: <image> what is a? ASSISTANT:"
             page.page.select_option("#sample", "0 b")
@@ -354,9 +355,8 @@ class TestSeveralRuns:
         with opened(browser, two) as page:
             assert page.page.locator("#chart-ffn_cosine polyline").count() == 4
             assert page.page.locator("#chart-ffn_cosine polyline.run-1").count() == 2
-            legend = page.text("#chart-value_norm .legend")
-            assert f"{EVIL}: visual tokens" in legend
-            assert "made-up: visual tokens" in legend
+            names = page.page.locator("#chart-value_norm .legend-table tbody th").all_inner_texts()
+            assert [name.strip() for name in names] == ["made-up", EVIL]
             page.page.select_option("#sample", "1 c")
             assert page.page.evaluate("[report.state.run, report.state.sample]") == [1, "c"]
             assert f"sample c · task colour · {EVIL}" == page.text("#sample-facts")
@@ -415,7 +415,10 @@ class TestWordsOfOthers:
             assert EVIL in page.text("#sample-facts")
             assert EVIL in page.text("#settings")
             assert page.page.title() == f"{EVIL}: layer profile"
-            page.page.wait_for_timeout(50)
+            # An image that cannot be loaded has said so before a later one has.
+            page.page.evaluate(
+                "new Promise(done => { const late = new Image(); late.onerror = done; late.src = 'data:,'; })"
+            )
             assert page.page.evaluate("window.hit") is None
             assert page.page.locator("img[src=x]").count() == 0
 
@@ -462,7 +465,7 @@ class TestTilesAndSeveralImages:
             captions = page.page.locator(".original figcaption").all_inner_texts()
             assert captions == [
                 "image 1 of 2, 1 × 2 tiles, as the model sees it; 2 × 6 visual tokens",
-                "image 1 of 2, thumbnail, as the model sees it; 2 × 3 visual tokens",
+                "image 1 of 2, thumbnail; 2 × 3 visual tokens",
                 "image 2 of 2, as the model sees it; 3 × 2 visual tokens",
             ]
             # The second row of the second tile; the thumbnail's last cell; the second image's third row.

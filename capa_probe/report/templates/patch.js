@@ -34,6 +34,9 @@ report.patchRows = (example, token, layer) => {
   });
 };
 
+report.dimension = (dim, layer) =>
+  (dim < 0 ? "" : `dimension ${dim}${report.run().offsets[layer]?.includes(dim) ? ", an offset" : ""}`);
+
 report.showPatch = () => {
   const place = document.getElementById("patch");
   const example = report.example(), token = report.shownToken(), layer = report.layer();
@@ -51,7 +54,7 @@ report.showPatch = () => {
     report.element("tr", { "data-name": quantity.name },
       report.element("th", { scope: "row", title: quantity.unit }, quantity.label),
       report.element("td", {}, report.show(quantity.name, value)),
-      report.element("td", {}, dim < 0 ? "" : `dimension ${dim}`)));
+      report.element("td", {}, report.dimension(dim, layer))));
   place.replaceChildren(
     report.element("h4", {}, report.patchTitle(example, token, layer)),
     ...(states.length ? [report.element("p", { class: "note" }, states.join(", "))] : []),
