@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for file in write_set(kept, arguments.out, entries, folders=True, small=True):
             print(file)
         for file in strays(arguments.out, ORDER):
-            file.unlink()
+            print(f"{file} belongs to no figure of the set; remove it if nobody needs it.")
         if arguments.out == FIGURES:
             text = written(PAGE.read_text(encoding="utf-8"))
             replace(PAGE, lambda file: file.write_text(text, encoding="utf-8"))

@@ -348,8 +348,12 @@ def test_the_script_draws_only_some(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert sorted(path.stem for path in out.glob("*.png")) == sorted(NAMES)
     assert set(kept_tables(out)["small"]) == set(NAMES)
     before = (out / "accuracy_budget.png").stat().st_mtime_ns
+    (out / "mine.png").write_bytes(b"somebody's own")
+    capsys.readouterr()
     figures.main([str(run), "--out", str(out), "--only", "score_ranks"])
     assert (out / "accuracy_budget.png").stat().st_mtime_ns == before
+    assert (out / "mine.png").read_bytes() == b"somebody's own"
+    assert f"{out / 'mine.png'} belongs to no figure of the set" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         figures.main([str(run), "--out", str(out), "--only", "nothing"])
     assert "--only nothing was given; give some of" in capsys.readouterr().err

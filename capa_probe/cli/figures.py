@@ -21,7 +21,7 @@ def figures(
             "of demo models, for how they were trained.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures.")] = Path("runs/figures"),
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="Only these figures, with commas between; by default all.")
     ] = "",
@@ -29,7 +29,7 @@ def figures(
 ) -> None:
     """Draw every figure that the runs allow, as PNG and SVG, several models side by side; nothing is computed anew.
 
-    Example: `capa-probe figures runs/demo runs/confirm runs/depth data/demo-lvlm --out figures/mine`
+    Example: `capa-probe figures runs/demo runs/confirm runs/depth data/demo-lvlm --out runs/figures`
     """
     from capa_probe.console import status
 

@@ -18,7 +18,7 @@ COMMANDS: dict[Kind, str] = {
     "profile": "capa-probe profile MODEL DATA --out RUN",
     "confirm": "capa-probe confirm MODEL DATA --out RUN",
     "depth": "capa-probe depth MODEL DATA --out RUN",
-    "training": "python scripts/train_demo_lvlm.py --out RUN",
+    "training": "python scripts/train_demo_lvlm.py --family FAMILY --out RUN",
 }
 
 
