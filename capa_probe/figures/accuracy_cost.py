@@ -118,8 +118,8 @@ def _budgets(panel: Any, budget: pd.DataFrame, looks: dict[str, Look], measure: 
         for score, line in _LINES.items():
             rows = budget[(budget["stage"] == stage) & (budget["score"] == score)].sort_values("keep")
             panel.plot(
-                rows["flops"] / whole, rows[measure], color=look.colour, linestyle=line, linewidth=1.3, markersize=3,
-                marker="o", label=f"{stage} {score}",
+                rows["flops"] / whole, rows[measure], color=look.colour, linestyle=line, linewidth=1.3, markersize=4,
+                marker=look.marker, label=f"{stage} {score}",
             )  # fmt: skip
 
 
@@ -165,11 +165,19 @@ def _point(
 
 def _handles(stages: dict[str, Look]) -> list[Line2D]:
     found = [
-        Line2D([], [], color=look.colour, linewidth=3, label=f"pruned {stage}" if " " not in stage else stage)
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            marker=look.marker,
+            markersize=5,
+            linewidth=1.3,
+            label=f"pruned {stage}" if " " not in stage else stage,
+        )
         for stage, look in stages.items()
     ]
     found += [
-        Line2D([], [], color=QUIET, linestyle=line, marker="o", markersize=3, linewidth=1.3, label=f"kept by {score}"
+        Line2D([], [], color=QUIET, linestyle=line, linewidth=1.3, label=f"kept by {score}"
                if score != "random" else "kept at random")
         for score, line in _LINES.items()
     ]  # fmt: skip

@@ -263,6 +263,11 @@ def _handles(tables: list[pd.DataFrame]) -> list[Any]:
         Line2D([], [], color=VISUAL, marker="o", markersize=6.5, linewidth=1.8, label="visual tokens, mean"),
         Line2D([], [], color=TEXT, marker="s", markersize=4.5, linewidth=1.8, label="text tokens, mean"),
     ]
+    if not all(table["redundant"].all() for table in tables):
+        label = "not redundant"
+        handles.append(
+            Line2D([], [], mec=VISUAL, mfc="white", marker="o", linestyle="", markersize=6.5, label=label)
+        )
     if any(_has_spread(table) for table in tables):
         label = "single tokens: median, 5 to 95 %"
         handles.append(
