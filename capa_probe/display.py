@@ -22,7 +22,7 @@ LONGEST_SIDE = 384
 _LINE = "rgba(128, 128, 128, 0.45)"
 _CELL = f"padding: 2px 10px 2px 0; border: none; border-bottom: 1px solid {_LINE}; vertical-align: top;"
 # The class keeps the documentation's own style of tables, which goes by its absence, away.
-_TABLE = 'class="card" style="border-collapse: collapse; border: none;'
+_TABLE = 'class="card" style="border-collapse: collapse; border: none; font-size: 13px; color: inherit;'
 
 
 @dataclass(frozen=True, repr=False)
