@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from capa_probe.analysis import classify_sinks
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import norms
+from capa_probe.figures.cosine_axis import cosine_limits, from_nines, nines
 from capa_probe.figures.style import ROLES, TEXT, VISUAL
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
@@ -99,3 +100,18 @@ class TestNorms:
         low, high = figure.axes[0].get_ylim()
         ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert len([tick for tick in ticks if tick and low <= float(tick) <= high]) >= 3
+
+
+class TestCosineAxis:
+    def test_there_and_back(self) -> None:
+        cosines = np.array([-1.0, 0.0, 0.5, 0.96, 0.999, 1 - 3e-6])
+        np.testing.assert_allclose(from_nines(nines(cosines)), cosines, atol=1e-9)
+        np.testing.assert_allclose(nines(np.array([0.9, 0.99, 0.999])), [1, 2, 3])
+
+    def test_all_values_lie_inside_and_ticks_among_them(self) -> None:
+        axes = Figure().subplots()
+        axes.set_yscale("function", functions=(nines, from_nines))
+        cosine_limits(axes, [0.7, 0.999, np.nan])
+        low, high = axes.get_ylim()
+        assert 0.5 < low < 0.7 < 0.999 < high < 0.9999
+        assert list(axes.yaxis.get_major_locator()()) == [0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999]
