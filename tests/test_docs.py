@@ -8,6 +8,7 @@ from typing import Any
 
 import mkdocs_math
 import pytest
+import torch
 
 import capa_probe as cp
 from capa_probe import analysis
@@ -138,6 +139,23 @@ def test_the_tutorials_code_runs() -> None:
     namespace: dict[str, Any] = {}
     exec(block.replace("limit=20", "limit=2"), namespace)
     assert f"print(trace)  # {repr(namespace['trace'])[6:-1]}" in block
+
+
+def test_the_code_about_hooks_runs() -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks(ROOT / "docs" / "hooks.md", "python")), names)
+    lvlm, inputs = names["lvlm"], names["inputs"]
+    with torch.no_grad():
+        plain = lvlm.model(**inputs)
+    assert torch.equal(names["out"].logits, plain.logits)
+    assert names["to_image"].shape == (1, 8)
+    assert ((names["to_image"] > 0) & (names["to_image"] < 1)).all()
+    torch.testing.assert_close(names["rows"][3], names["pattern"][:, :, -1])
+    for edited in ("silenced", "blind"):
+        assert not torch.allclose(names[edited].logits[:, -1], plain.logits[:, -1], atol=1e-3), edited
+    new = names["answer"].shape[1] - inputs["input_ids"].shape[1]
+    assert len(names["norms"]) == new
+    assert not any(point.has_hooks() for point in lvlm.hook_dict.values())
 
 
 @pytest.mark.filterwarnings("ignore:These dimensions exceed tau")
