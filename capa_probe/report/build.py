@@ -49,6 +49,7 @@ SCRIPTS = (
     "heatmap",
     "samples",
     "explorer",
+    "legend",
     "charts",
     "scatter",
     "tables",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from capa_probe.analysis.dims_in_use import MAX_SHARE
 from capa_probe.benchmark.summary import ALL
 from capa_probe.report import words
 from capa_probe.report.costs import costs, points
@@ -72,9 +71,7 @@ def claims(run: ShownRun) -> Listing | None:
     return listing(
         "claims",
         "Claims of the paper on this model",
-        "From capa-probe confirm. It looks for sinks prompt by prompt: a dimension that is massive on over half of a "
-        "prompt's visual tokens is an offset, which makes no sinks. Above, it is one where it is massive on over "
-        f"{MAX_SHARE:.0%} of those of all prompts. So confirm can remove Dumps or Anchors that are no sinks above.",
+        "From capa-probe confirm, on its own questions; it tells sinks as above, among these questions.",
         table,
         {
             "claim": ("claim", str),

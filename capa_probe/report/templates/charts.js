@@ -10,53 +10,12 @@ report.Plot = class {
     this.place = this.figure.querySelector(".plot");
     this.several = report.content.runs.length > 1;
     this.figure.querySelector(".csv").addEventListener("click", () => report.download(chart.name, this.rows()));
-    this.legend();
+    this.legend = new report.Legend(chart, this.figure);
   }
 
   looks(line) { return this.several ? `run-${line.run} ${line.look}` : line.look; }
 
-  name(run) { return report.content.runs[run].name; }
-
-  label(line) { return this.several ? `${this.name(line.run)}: ${line.label}` : line.label; }
-
-  // A piece of a line, as it is drawn in the plot.
-  dash(looks) {
-    return report.svg("svg", { class: "dash", viewBox: "0 0 28 8", "aria-hidden": "true" },
-      report.svg("line", { class: looks, x1: 0, x2: 28, y1: 4, y2: 4 }));
-  }
-
-  legend() {
-    const entry = (looks, label) => report.element("li", {}, this.dash(looks), ` ${label}`);
-    const lines = this.several ? [] : this.chart.lines.map((line) => entry(`line ${this.looks(line)}`, line.label));
-    const thresholds = this.thresholds().map(([run, , label]) =>
-      entry(this.threshold(run), run === null || !this.several ? label : `${report.isolate(this.name(run))}: ${label}`));
-    this.figure.querySelector(".legend").replaceChildren(...lines, ...thresholds);
-    if (this.several) this.figure.querySelector(".legend").before(this.table());
-  }
-
-  // Of several runs, the legend holds the numbers as well: a row for each run, a column for each kind of line.
-  table() {
-    const { lines } = this.chart;
-    const kinds = [...new Map(lines.map((line) => [line.label, line.look]))];
-    const runs = [...new Set(lines.map((line) => line.run))];
-    this.cells = lines.map((line) => ({ line, cell: report.element("td", { class: "numeric" }) }));
-    const at = (run, label) => this.cells.find(({ line }) => line.run === run && line.label === label)?.cell
-      ?? report.element("td", { class: "numeric" }, "–");
-    const head = report.element("tr", {}, report.element("td"), ...kinds.map(([label, look]) =>
-      report.element("th", { scope: "col", class: "numeric" }, this.dash(`line ${look} no-run`), " ", label)));
-    const rows = runs.map((run) => report.element("tr", {},
-      report.element("th", { scope: "row" }, report.element("i", { class: `swatch run-${run}` }), " ",
-        report.element("bdi", {}, this.name(run))), ...kinds.map(([label]) => at(run, label))));
-    return report.element("div", { class: "scroll" }, report.element("table", { class: "numbers legend-table" },
-      report.element("thead", {}, head), report.element("tbody", {}, ...rows)));
-  }
-
-  // One threshold, if it is the same for all runs.
-  thresholds() {
-    const { marks } = this.chart;
-    const same = marks.length > 1 && new Set(marks.map(([, , label]) => label)).size === 1;
-    return same ? [[null, ...marks[0].slice(1)]] : marks;
-  }
+  label(line) { return this.several ? `${report.content.runs[line.run].name}: ${line.label}` : line.label; }
 
   rows() {
     const heads = this.chart.lines.flatMap((line) => [this.label(line),
@@ -97,7 +56,7 @@ report.Plot = class {
       viewBox: `0 0 ${width} ${report.HEIGHT}`, width, height: report.HEIGHT, tabindex: "0", role: "slider",
       "aria-label": `${this.figure.querySelector("h3").textContent}, layer`, "aria-valuemin": 0, "aria-valuemax": n - 1,
     }, ...this.shading(n), ...this.frame(limits, n), ...bands.map((line) => this.band(line)),
-    ...this.thresholds().map(([run, value]) => report.svg("line", { class: this.threshold(run),
+    ...this.legend.thresholds.map(([run, value]) => report.svg("line", { class: this.legend.threshold(run),
       x1: box.left, x2: box.right, y1: this.y(value), y2: this.y(value) })), ...chart.lines.flatMap((line) => this.line(line)), this.cursor);
     this.drawing.addEventListener("pointermove", (event) => report.hoverLayer(this.layerAt(event)));
     this.drawing.addEventListener("pointerleave", () => report.hoverLayer(null));
@@ -155,8 +114,6 @@ report.Plot = class {
       points: [...there, ...back].map((at) => at.join(",")).join(" ") });
   }
 
-  threshold(run) { return this.several && run !== null ? `threshold run-${run}` : "threshold"; }
-
   // The chosen layer, and the one that is pointed at.
   mark() {
     if (!this.drawing) return;
@@ -169,7 +126,7 @@ report.Plot = class {
       ...(report.hovered === null ? [] : [upright(shown, "cursor")]), ...rings);
     const text = this.spoken(shown);
     this.figure.querySelector(".readout").textContent = this.several ? `Layer ${shown}` : text;
-    this.cells?.forEach(({ line, cell }) => { cell.textContent = shown < line.values.length ? this.text(line, shown) : "–"; });
+    this.legend.say((line) => (shown < line.values.length ? this.text(line, shown) : "–"));
     this.drawing.setAttribute("aria-valuenow", shown);
     this.drawing.setAttribute("aria-valuetext", text);
   }

@@ -41,6 +41,7 @@ report.showPatch = () => {
   const place = document.getElementById("patch");
   const example = report.example(), token = report.shownToken(), layer = report.layer();
   if (!example || !example.positions.length) return place.replaceChildren();
+  place.classList.toggle("filled", token >= 0);
   if (token < 0) {
     return place.replaceChildren(report.element("p", { class: "note" },
       "Point at a patch for its numbers; a click, or the arrow keys on the image, choose one."));
