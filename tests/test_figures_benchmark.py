@@ -284,6 +284,15 @@ class TestTraining:
         naive = [values[max(i - 1, 0) : i + 2].mean() for i in range(len(values))]
         np.testing.assert_allclose(smoothed(own)["color"], naive, rtol=1e-6)
 
+    def test_means_of_a_long_stage_are_of_a_twentieth_of_it(self) -> None:
+        lines = 200
+        values = np.random.default_rng(0).random(lines)
+        log = pd.DataFrame({"step": 25 * np.arange(1, lines + 1), "task": "color", "right": values})
+        shown = smoothed(log)["color"]
+        naive = [values[max(i - 5, 0) : i + 5].mean() for i in range(0, lines, 5)]
+        np.testing.assert_allclose(shown, naive)
+        assert list(shown.index) == list(log["step"][::5])
+
     def test_shows_log_and_test(self) -> None:
         figure = training(self.models())
         table = training_table(benchmark_tables.log())

@@ -23,6 +23,8 @@ _TEST_COLUMNS = ["task", "n", "accuracy", "low", "high", "blank", "majority"]
 _TOWER = ("tower", "shrunk")
 #: Lines of the log that a mean is taken over.
 WINDOW = 3
+#: Of a long stage, a mean is of so many parts of it.
+_PARTS = 20
 _BY = "scripts/train_demo_lvlm.py"
 #: Inches: between stages, of the test split, and left of it.
 _GAP, _TEST, _NAMES = 0.14, 2.0, 0.98
@@ -59,7 +61,8 @@ def training(models: ModelTables) -> Figure:
     finish(
         figure, axes, models, f"How the demo model{'s were' if len(models) > 1 else ' was'} trained",
         "By stage, over its steps: loss, and share of right answers to questions about new boards (mean of "
-        f"{WINDOW} lines of the log{_every(logs)})\nRight: accuracy on the test split (n = "
+        f"{WINDOW} lines of the log{_every(logs)}, or of a twentieth of the stage where that is more)\n"
+        "Right: accuracy on the test split (n = "
         f"{' or '.join(map(str, n))} per task) with Wilson's 95 % interval; grey bar: with a blank image; |: always "
         "giving the most frequent answer",
         _handles(logs, looks), gap=0.95, below=0.5,
@@ -80,8 +83,8 @@ def training(models: ModelTables) -> Figure:
             _loss(above, own, limits, labelled=not asks)
             _right(panel, own, task_looks(own["task"]) if stage in _TOWER else looks)
             if number:
-                above.tick_params(labelleft=False)
-                panel.tick_params(labelleft=False)
+                above.tick_params(left=False, labelleft=False)
+                panel.tick_params(left=False, labelleft=False)
             else:
                 above.set_ylabel("loss")
                 panel.set_ylabel("share right")
@@ -90,9 +93,15 @@ def training(models: ModelTables) -> Figure:
 
 
 def smoothed(log: pd.DataFrame) -> pd.DataFrame:
-    """Share of right answers, (step, task), each the mean of up to three lines of the log around it."""
+    """Share of right answers, (step, task), each the mean of some lines of the log around it.
+
+    Of up to three, or of a twentieth of the log where that is more; of means that share most of their lines, a few
+    stay.
+    """
     table = log[log["task"] != ""].pivot(index="step", columns="task", values="right").sort_index()
-    return table.rolling(WINDOW, min_periods=1, center=True).mean().where(table.notna())
+    window = max(WINDOW, round(len(table) / _PARTS))
+    means = table.rolling(window, min_periods=1, center=True).mean().where(table.notna())
+    return means.iloc[:: max(window // 2, 1)] if window > WINDOW else means
 
 
 def _every(logs: dict[str, pd.DataFrame]) -> str:
@@ -130,7 +139,8 @@ def _loss(panel: Any, log: pd.DataFrame, limits: tuple[float, float], labelled: 
     panel.plot(rows["step"], rows["loss"], color=INK, linewidth=1.2)
     panel.set_yscale("log")
     panel.set_ylim(*limits)
-    panel.tick_params(labelbottom=labelled, labelsize=8)
+    panel.tick_params(bottom=labelled, labelbottom=labelled, labelsize=8)
+    panel.grid(visible=False, axis="x")
     panel.set_xlabel("step" if labelled else "")
     panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     panel.yaxis.set_major_locator(LogLocator(subs=(1,), numticks=6))
@@ -146,13 +156,14 @@ def _right(panel: Any, log: pd.DataFrame, looks: Any) -> None:
     for task in table.columns:
         values = table[task].dropna()
         colour, marker = looks[task]
-        every = max(len(values) // 5, 1)
+        every = max(len(values) // 3, 1)
         panel.plot(
             values.index, values, color=colour, marker=marker, markersize=4, markevery=(0, every), linewidth=0.9,
             label=task,
         )  # fmt: skip
     per_cent(panel.yaxis)
     panel.tick_params(labelsize=8)
+    panel.grid(visible=False, axis="x")
     panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     panel.set_xlabel("step")
 
