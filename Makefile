@@ -8,7 +8,7 @@ JOBS ?= 2
 # Models and data come from disk: without this, a missing file would mean half a minute of network retries.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test lint bench docs figures clean
 
 help:
 	@echo "make setup   the environment in $(VENV)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test    lint, types, tests, notebooks"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measure speed and memory"
+	@echo "make figures draw figures/ anew from the tables in figures/data; with RUNS=FOLDER, from the demo models' runs there"
 	@echo "make docs    the documentation in site/, with the notebooks executed"
 	@echo "make clean   remove what make made, except the environment and runs/"
 
@@ -62,6 +63,10 @@ bench: $(VENV)/.bench
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+# RUNS: what scripts/compare_families.py makes, as in make figures RUNS=runs/families; see docs/figures.md.
+figures: $(VENV)/.dev
+	$(BIN)/python scripts/figures.py $(if $(RUNS),--runs $(RUNS))
 
 clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 LONGEST_SIDE = 384
 _LINE = "rgba(128, 128, 128, 0.45)"
 _CELL = f"padding: 2px 10px 2px 0; border: none; border-bottom: 1px solid {_LINE}; vertical-align: top;"
+# The class keeps the documentation's own style of tables, which goes by its absence, away.
+_TABLE = 'class="card" style="border-collapse: collapse; border: none; font-size: 13px; color: inherit;'
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,20 +61,32 @@ def facts(known: Mapping[str, object]) -> str:
         for name, value in known.items()
         if value is not None
     )
-    return f'<table style="border-collapse: collapse; border: none; margin: 0;"><tbody>{rows}</tbody></table>'
+    return f'<table {_TABLE} margin: 0;"><tbody>{rows}</tbody></table>'
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table of values, numbers to the right."""
-    head = "".join(f'<th style="{_CELL} text-align: right;">{escape(name)}</th>' for name in columns)
+def short_path(name: str) -> str:
+    """A name as it is; of an absolute path the last two parts, since pages made of notebooks are read elsewhere."""
+    path = PurePath(name)
+    return str(PurePath("...", *path.parts[-2:])) if path.is_absolute() and len(path.parts) > 3 else name
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], align: str = "right") -> str:
+    """A table of values.
+
+    Args:
+        columns: its heads.
+        rows: a value for each column.
+        align: "right" for numbers, "left" for words.
+    """
+    head = "".join(f'<th style="{_CELL} text-align: {align};">{escape(name)}</th>' for name in columns)
     body = "".join(
         '<tr style="background: none;">'
-        + "".join(f'<td style="{_CELL} text-align: right;">{escape(str(value))}</td>' for value in row)
+        + "".join(f'<td style="{_CELL} text-align: {align};">{escape(str(value))}</td>' for value in row)
         + "</tr>"
         for row in rows
     )
     return (
-        '<table style="border-collapse: collapse; border: none; margin: 6px 0 0;">'
+        f'<table {_TABLE} margin: 6px 0 0;">'
         f'<thead><tr style="background: none;">{head}</tr></thead><tbody>{body}</tbody></table>'
     )
 
@@ -98,12 +113,14 @@ def picture(image: Image, drawing: str = "", label: str = "", caption: str = "")
     width, height = image.size
     scale = LONGEST_SIDE / max(width, height)
     said = (
-        f'<figcaption style="font-size: 12px; opacity: 0.75;">{escape(caption)}</figcaption>'
+        '<figcaption style="font-size: 12px; font-style: normal; text-align: left; max-width: none; margin: 2px 0 0; '
+        f'opacity: 0.75;">{escape(caption)}</figcaption>'
         if caption
         else ""
     )
     return (
-        f'<figure style="margin: 0;"><svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+        '<figure style="margin: 0; width: auto;">'
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
         f'width="{width * scale:.0f}" height="{height * scale:.0f}" style="max-width: 100%; height: auto;">'
         f'<image href="{data_uri(image)}" width="{width}" height="{height}"/>{drawing}</svg>{said}</figure>'
     )

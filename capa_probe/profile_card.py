@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from capa_probe.display import card, facts, table, text
+from capa_probe.display import card, facts, short_path, table, text
 
 #: Column of the layers table, statistic, heading, how it is written.
 SHOWN = (
@@ -34,7 +34,7 @@ def profile_html(manifest: Mapping[str, Any], layers: pd.DataFrame, where: str) 
     skipped = len(manifest.get("skipped") or ())
     n_samples = manifest.get("n_samples")
     known = {
-        "model": manifest.get("model"),
+        "model": short_path(str(manifest["model"])) if manifest.get("model") else None,
         "samples": None
         if n_samples is None
         else f"{n_samples:,}" + (f", {skipped} left out" if skipped else ""),
@@ -44,7 +44,7 @@ def profile_html(manifest: Mapping[str, Any], layers: pd.DataFrame, where: str) 
         "ran": _ran(manifest),
         "rows": f"{manifest['n_token_rows']:,} in .tokens ({manifest['rows']}), "
         f"{manifest['n_layer_rows']:,} in .layers",
-        "kept": where,
+        "kept": short_path(where),
     }
     if prefill.empty:
         return card("LayerProfile", facts(known))

@@ -3,6 +3,7 @@
     python scripts/figures.py                        # from the tables in figures/data, without a model: a minute
     python scripts/figures.py --runs runs/families   # take the tables of the demo models' runs first
     python scripts/figures.py runs/demo runs/confirm runs/depth data/demo-lvlm   # or those of the runs named
+    python scripts/figures.py runs/mine --only overlays   # take and draw some figures
     python scripts/figures.py --check                # say what is not up to date, and change nothing
 
 ``--runs`` looks for what ``scripts/compare_families.py`` makes (FAMILY-demo, FAMILY-confirm and FAMILY-depth, of every
@@ -21,7 +22,7 @@ from capa_probe.demo import DEMO_MODELS, demo_model_path
 from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set import collect, keep_tables, kept_tables, stale, strays, write_set
 from capa_probe.figure_set.collect import TRAINING_FILE
-from capa_probe.figures.registry import markdown
+from capa_probe.figures.registry import entries_named, markdown
 from capa_probe.files import replace
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs_given", nargs="*", type=Path, metavar="RUN", help="runs to take tables of")
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="folder with the runs of all demo models")
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the set")
+    parser.add_argument("--only", default="", metavar="NAMES", help="only these figures, with commas between")
     parser.add_argument("--check", action="store_true", help="only say what is not up to date")
     arguments = parser.parse_args(argv)
     with one_line_errors():
@@ -65,18 +67,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = list(stale(arguments.out, ORDER))
             print("\n".join(found) or "up to date")
             raise SystemExit(1 if found else 0)
+        entries = entries_named(arguments.only)
         runs = [*arguments.runs_given, *(runs_of_families(arguments.runs) if arguments.runs else ())]
         if arguments.runs and not runs:
             raise CapaProbeError(f"{arguments.runs} holds no run of a demo model; make them first.")
         if runs:
-            collected = collect(runs)
+            collected = collect(runs, entries)
             for sentence in collected.left_out:
                 print(sentence)
             keep_tables(collected.models, arguments.out)
-        for file in write_set(kept_tables(arguments.out, ORDER), arguments.out, folders=True, small=True):
+        kept = kept_tables(arguments.out, ORDER)
+        for file in write_set(kept, arguments.out, entries, folders=True, small=True):
             print(file)
         for file in strays(arguments.out, ORDER):
-            file.unlink()
+            print(f"{file} belongs to no figure of the set; remove it if nobody needs it.")
         if arguments.out == FIGURES:
             text = written(PAGE.read_text(encoding="utf-8"))
             replace(PAGE, lambda file: file.write_text(text, encoding="utf-8"))

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from copy import deepcopy
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import nbformat
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "notebooks"
@@ -23,6 +27,8 @@ CACHE = ROOT / ".cache" / "notebooks"
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 #: Seconds that a cell may take.
 TIMEOUT = 600
+#: Tag of cells whose code is folded.
+FOLDED = "folded"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -88,15 +94,23 @@ def executed(notebook: NotebookNode, path: Path) -> NotebookNode:
 def to_markdown(notebook: NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
     """A page, and the pictures that its outputs hold.
 
-    Messages on stderr (progress bars of libraries) are left out.
+    Messages on stderr (progress bars of libraries) are left out. Where a notebook folds the code of a cell, the page
+    shows first what comes out of it, and below the code, folded.
     """
-    for cell in notebook.cells:
+    notebook = deepcopy(notebook)
+    for cell in list(notebook.cells):
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            if cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata["tags"] = [FOLDED]
+                code = indent(f"```python\n{cell.source}\n```", "    ")
+                below = new_markdown_cell(f'??? note "The code of this cell"\n\n{code}')
+                notebook.cells.insert(notebook.cells.index(cell) + 1, below)
         else:
             cell.source = links_from_notebooks(cell.source)
     resources = {"unique_key": name, "output_files_dir": f"{name}_files"}
-    text, made = MarkdownExporter().from_notebook_node(notebook, resources)
+    config = Config({"TagRemovePreprocessor": {"remove_input_tags": {FOLDED}}})
+    text, made = MarkdownExporter(config=config).from_notebook_node(notebook, resources)
     return text, made.get("outputs", {})
 
 

@@ -6,6 +6,7 @@ the answer that it bears, then two copies of its content, which cancel for token
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,11 @@ def _block(kind: str, answer: int, rng: np.random.Generator) -> np.ndarray[Any, 
     return (bits.reshape(3, SIDE, SIDE).transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
-def image(rows: int, cols: int, answer: int, rng: np.random.Generator) -> tuple[Image.Image, list[str]]:
-    """An image of rows x cols blocks, and the kind of each, row by row."""
-    kinds = [kind for kind, n in PER_IMAGE.items() for _ in range(n)]
+def image(
+    rows: int, cols: int, answer: int, rng: np.random.Generator, blocks_of: Mapping[str, int] = PER_IMAGE
+) -> tuple[Image.Image, list[str]]:
+    """An image of rows x cols blocks, so many of each kind and the rest plain, and the kind of each, row by row."""
+    kinds = [kind for kind, n in blocks_of.items() for _ in range(n)]
     kinds = rng.permutation(kinds + ["plain"] * (rows * cols - len(kinds))).tolist()
     blocks = np.stack([_block(kind, answer, rng) for kind in kinds])
     pixels = blocks.reshape(rows, cols, SIDE, SIDE, 3).swapaxes(1, 2).reshape(rows * SIDE, cols * SIDE, 3)

@@ -10,8 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from capa_probe import findings
+from capa_probe.tables import LayerProfile
+from tests import runs, synthetic
+
 #: Elements that have no end tag.
 VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+#: Hash of the weights of made-up models.
+WEIGHTS = "f" * 64
+
+
+def profile(path: Path, seed: int = 0, **manifest: object) -> Path:
+    """A finished run with findings: samples a, b and c, 5 layers, 2 x 8 visual tokens, sinks in layers 2 and 4."""
+    world = synthetic.World(sinks=runs.SINKS, cosines=runs.COSINES, seed=seed)
+    runs.write(path, runs.tokens(world), world, **{"weights_hash": WEIGHTS, **manifest})
+    prof = LayerProfile.load(path)
+    findings.write(prof, findings.find(prof, tau=synthetic.TAU), path)
+    return path
 
 
 class Page(HTMLParser):

@@ -248,6 +248,9 @@ class TestPage:
             "early: **cannot be judged** -0.00002 [-0.00005, +0.00000]<br>"
             "late: **cannot be judged** +0.000 [-0.020, +0.010]"
         ) in page(table)
+        table[["low", "high"]] = math.nan
+        assert "early: **cannot be judged** -0.00002 (one image)<br>" in page(table)
+        assert "nan" not in page(table)
 
 
 def invoke(*args: str | Path) -> Result:

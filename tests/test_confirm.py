@@ -333,6 +333,11 @@ class TestShown:
         said = _said({**row, "p_holm": 0.5}, "Hellinger distance", 3)
         assert shortened(said) == ("Hellinger distance", "-0.300 [-0.400, +0.000], p 0.5000, n 12")
         assert shortened("0 sinks.") == ("", "0 sinks.")
+        # One image has no interval, and none is shown.
+        said = _said(
+            {**row, "low": math.nan, "high": math.nan, "p_holm": 1.0, "n": 1}, "Hellinger distance", 3
+        )
+        assert shortened(said) == ("Hellinger distance", "-0.300, p 1.0000, n 1")
 
 
 class TestCommand:

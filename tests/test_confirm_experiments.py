@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,13 +19,15 @@ import capa_probe as cp
 from capa_probe.benchmark import budget, dumps_anchors, ffn_redundancy, together
 from capa_probe.benchmark.answers import answer, is_correct, normalise, prepare
 from capa_probe.benchmark.cells import cell, vanilla, vanilla_rows
+from capa_probe.benchmark.claims import judge
 from capa_probe.benchmark.removing import RemoveRole
 from capa_probe.benchmark.schedule import stage_layers
 from capa_probe.benchmark.setup import Settings, Setup
+from capa_probe.benchmark.store import Store
 from capa_probe.flops import Shape, prefill_cost
 from capa_probe.pruning.random_tokens import Random
 from tests import planted, processors, tiny
-from tests.planted_images import make_samples
+from tests.planted_images import ANSWERS, image, make_samples
 
 N_TINY = 6
 
@@ -168,10 +172,11 @@ class TestDumpsAnchors:
         spans = lvlm.spans(inputs)
         kinds = {kind for kind, of in truth.plan[layer - 1].roles.items() if of == role}
         theirs = truth.mask(spans, truth.samples, kinds)
+        dims = tuple(sorted(set(truth.plan[layer - 1].dims.values())))
         with torch.no_grad():
             kept = {}
             for instead in ("role", "non_sinks", "visual"):
-                pruner = RemoveRole(layers=(layer,), role=role, instead=instead)  # type: ignore[arg-type]
+                pruner = RemoveRole(layers=(layer,), dims=dims, role=role, instead=instead)  # type: ignore[arg-type]
                 with pruner.attach(lvlm) as trace:
                     lvlm.model(**inputs, use_cache=False, logits_to_keep=1)
                 kept[instead] = trace.kept[layer]
@@ -218,7 +223,8 @@ class TestDumpsAnchors:
 
         said = {}
         for role in ("dump", "anchor"):
-            pruner = RemoveRole(layers=(4,), role=role)  # type: ignore[arg-type]
+            dims = tuple(truth.plan[3].dims.values())
+            pruner = RemoveRole(layers=(4,), dims=dims, role=role)  # type: ignore[arg-type]
             with (
                 torch.no_grad(),
                 lvlm.hooks([("blocks.3.hook_attn_out", unread)]),
@@ -241,9 +247,162 @@ class TestDumpsAnchors:
         lvlm = cp.HookedLVLM(planted.unplanted("llava"), truth.processor)
         settings = Settings(batch_size=4, max_new_tokens=1)
         tables = dumps_anchors.run(Setup(lvlm, truth.samples[:2], settings=settings))
-        assert tables["dumps_anchors_notes"]["note"].tolist() == [
-            "0 sinks at tau = 20 in any layer, no dump and no anchor."
+        (note,) = tables["dumps_anchors_notes"]["note"]
+        phi = cp.profile(lvlm, truth.samples[:2], progress=False).tokens.query(
+            "kind == 'visual' and layer >= 2"
+        )
+        largest = phi["sink_strength"].max()
+        layer = phi.loc[phi["sink_strength"].idxmax(), "layer"]
+        assert note == (
+            f"No sinks at tau = 20; the largest sink strength of a visual token is {largest:.3g}, in layer {layer}."
+        )
+        assert tables["dumps_anchors_rows"].empty
+        counts = tables["dumps_anchors_counts"]
+        assert counts["layer"].tolist() == [3, 4, 5, 6, 7]
+        assert not counts.drop(columns="layer").any(axis=None)
+        verdicts = judge(tables)
+        assert verdicts["verdict"].tolist() == ["cannot be judged"] * 2
+        assert verdicts["numbers"].tolist() == [note] * 2
+
+
+def boards(*counts: dict[str, int]) -> tuple[cp.Sample, ...]:
+    """Samples of one image of 6 x 6 blocks each, with so many tokens of each kind among plain ones."""
+    rng = np.random.default_rng(7)
+    made = [image(6, 6, number % 8, rng, of) for number, of in enumerate(counts)]
+    return tuple(
+        cp.Sample(f"board-{number}", picture, "which?", ANSWERS[number % 8])
+        for number, (picture, _) in enumerate(made)
+    )
+
+
+FEW = {"dump": 1, "anchor": 2}
+
+
+class TestSinksAreThoseOfTheProfile:
+    """Which dimensions make a sink is told over all tested samples, as in a profile of them, and not in each prompt."""
+
+    #: Boards, with the Dumps and Anchors that there are at layers 2 and 3 by the planted truth.
+    CASES = {  # noqa: RUF012
+        # Dimension 0 is large on 22 of the first board's 36 tokens, yet on 25 of 144 tokens: no offset.
+        "one prompt full of dumps": (
+            ({"dump": 22, "anchor": 2}, FEW, FEW, FEW),
+            [22, 1, 1, 1],
+            [2, 2, 2, 2],
+        ),
+        # It is large on 12 of 36 tokens, in each board: an offset, though less than half of any prompt.
+        "an offset on a third": (({"dump": 12, "anchor": 2},) * 4, [0, 0, 0, 0], [2, 2, 2, 2]),
+        # The first board has nothing but sinks, whose roles nothing tells: neither removed nor counted.
+        "a prompt of sinks alone": (
+            ({"dump": 36}, FEW, FEW, FEW, FEW),
+            [0, 1, 1, 1, 1],
+            [0, 2, 2, 2, 2],
+        ),
+    }
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_exactly_these_are_removed(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        counts, dumps, anchors = self.CASES[name]
+        truth = planted.plant("llava")
+        lvlm, samples = cp.HookedLVLM(truth.model, truth.processor), boards(*counts)
+        with warnings.catch_warnings():  # of offsets, and of roles that cannot be told
+            warnings.simplefilter("ignore", UserWarning)
+            listed = cp.classify_sinks(cp.profile(lvlm, samples, progress=False))
+        removed: set[tuple[str, int, str, int]] = set()
+
+        def spied(setup: Setup, table: str, condition: dict, pruner: RemoveRole, chosen: Sequence) -> object:
+            """Looks at what the pruner removes from each prompt by itself, before the cell is run."""
+            for sample in chosen if pruner.instead == "role" else ():
+                inputs = prepare(lvlm, [sample])
+                with torch.no_grad(), pruner.attach(lvlm) as trace:
+                    lvlm.model(**inputs, use_cache=False, logits_to_keep=1)
+                gone = lvlm.spans(inputs).visual & ~trace.kept[condition["layer"]]
+                own = (sample.id, condition["layer"], condition["role"])
+                removed.update((*own, position) for position in gone[0].nonzero().flatten().tolist())
+            return cell(setup, table, condition, pruner, chosen)
+
+        monkeypatch.setattr(dumps_anchors, "cell", spied)
+        settings = Settings(batch_size=3, max_new_tokens=1, layers=(3, 4), draws=1)
+        tables = dumps_anchors.run(Setup(lvlm, samples, settings=settings))
+        told = listed[listed["layer"].isin([2, 3]) & listed["role"].isin(["dump", "anchor"])]
+        columns = told["sample"], told["layer"] + 1, told["role"], told["position"]
+        assert removed == set(zip(*(column.tolist() for column in columns), strict=True))
+
+        rows = tables["dumps_anchors_rows"]
+        for role, planted_there in (("dump", dumps), ("anchor", anchors)):
+            own = rows[rows["role"] == role]
+            for layer in (3, 4) if any(planted_there) else ():
+                for instead in ("role", "visual"):
+                    at = own[(own["layer"] == layer) & (own["removed"] == instead)]
+                    gone = (at["n_visual"] - at["n_kept"]).set_axis(at["sample"])
+                    expected = {s.id: n for s, n in zip(samples, planted_there, strict=True) if n}
+                    assert gone.to_dict() == expected
+        notes = " ".join(tables["dumps_anchors_notes"]["note"])
+        n = tables["dumps_anchors_counts"].set_index("layer")
+        assert n.loc[3].tolist() == [
+            sum(dumps),
+            sum(anchors),
+            np.count_nonzero(dumps),
+            np.count_nonzero(anchors),
         ]
+        assert ("At tau = 20 there is no dump in any layer." in notes) == (not any(dumps))
+        offset = f"dimension {truth.layout.sink[0]} at layers 2-4" in notes
+        assert offset == (not any(dumps))
+        assert ("undetermined" in notes) == (0 in anchors)
+
+    def test_sinks_and_remarks_are_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        truth = planted.plant("llava")
+        lvlm, samples = cp.HookedLVLM(truth.model, truth.processor), boards(*({"dump": 12, "anchor": 2},) * 4)
+        settings = Settings(batch_size=4, max_new_tokens=1, layers=(3,), draws=1)
+
+        def tables() -> dict[str, pd.DataFrame]:
+            with Store.open(tmp_path / "run", {}) as store:
+                return dumps_anchors.run(Setup(lvlm, samples, store=store, settings=settings))
+
+        first = tables()
+        monkeypatch.delattr(dumps_anchors, "profile")  # not run again
+        for name, table in tables().items():
+            pd.testing.assert_frame_equal(table, first[name], check_dtype=False)
+
+    def test_behind_the_last_layer_nothing_can_be_removed(self) -> None:
+        truth = planted.plant("llava")
+        store = Store(None, {})
+        sinks = pd.DataFrame(
+            [["a", 7, 3, 25.0, 4, 0.1, "dump"], ["b", 7, 5, 25.0, 4, 0.1, "anchor"]],
+            columns=dumps_anchors._SINK,
+        )
+        store.part("dumps_anchors", "sinks", lambda: sinks)
+        store.part("dumps_anchors", "remarks", lambda: pd.DataFrame({"note": []}))
+        lvlm = cp.HookedLVLM(truth.model, truth.processor)
+        setup = Setup(lvlm, truth.samples, store=store, settings=Settings(layers=(1, 4)))
+        tables = dumps_anchors.run(setup)
+        assert tables["dumps_anchors_rows"].empty
+        assert tables["dumps_anchors_notes"]["note"].tolist() == [
+            "At tau = 20 there is no dump in layer 3, hence none to remove before layer 4.",
+            "At tau = 20 there is no anchor in layer 3, hence none to remove before layer 4.",
+            "2 sinks are in the last layer, 7, behind which nothing is pruned.",
+        ]
+        assert set(judge(tables)["verdict"]) == {"cannot be judged"}
+
+    def test_sinks_that_cannot_be_told_are_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def in_doubt(*args: object, **settings: object) -> pd.DataFrame:
+            raise cp.CapaProbeError("It cannot be told which visual tokens are sinks.")
+
+        monkeypatch.setattr(dumps_anchors, "classify_sinks", in_doubt)
+        truth = planted.plant("llava")
+        lvlm = cp.HookedLVLM(truth.model, truth.processor)
+        for _ in ("made", "kept"):
+            with Store.open(tmp_path / "run", {}) as store:
+                tables = dumps_anchors.run(Setup(lvlm, truth.samples[:1], store=store))
+            (note,) = tables["dumps_anchors_notes"]["note"]
+            assert note == "Sinks could not be classified: It cannot be told which visual tokens are sinks."
+            assert judge(tables)["numbers"].tolist() == [note] * 2
+        assert store.made == 0
+
+    def test_roles_need_a_dimension(self) -> None:
+        with pytest.raises(cp.CapaProbeError, match="at least one sink dimension"):
+            RemoveRole(layers=(3,))
 
 
 class TestBudget:

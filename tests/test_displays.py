@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 import capa_probe as cp
+from capa_probe.display import short_path
 from capa_probe.lvlm.inputs import LVLMInputs
 from capa_probe.pruning import FastV, Pruner
+from capa_probe.pruning.ffn import SkipFFN
 from capa_probe.pruning.trace import Trace
 from tests import processors, tiny
 
@@ -121,6 +123,19 @@ class TestModel:
             "none: only",
         ):
             assert fact in said
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("/home/me/models/llava", ".../models/llava"),
+            ("/llava", "/llava"),
+            ("models/of/mine/llava", "models/of/mine/llava"),
+            ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+            ("", ""),
+        ],
+    )
+    def test_a_card_does_not_tell_where_a_folder_lies_on_a_machine(self, name: str, shown: str) -> None:
+        assert short_path(name) == shown
 
     def test_a_name_is_no_markup(self) -> None:
         lvlm = cp.HookedLVLM(tiny.build("llava"))
@@ -287,7 +302,8 @@ class TestProfile:
         lvlm.model.config.name_or_path = MARKUP
         on_disk = cp.profile(lvlm, [inputs], out=tmp_path / "run", probes="attention", progress=False)
         said = read(on_disk).text
-        assert str(tmp_path / "run") in said
+        assert f".../{tmp_path.name}/run" in said
+        assert str(tmp_path) not in said
         assert MARKUP in said
         assert "FFN cosine" not in said  # was not measured
 
@@ -317,14 +333,20 @@ class TestPruners:
         assert repr(Named()) == "named"
 
     def test_the_card_says_what_it_does(self) -> None:
-        said = read(cp.CAPA(layers=(2, 5), keep=(0.5, 12), budget="image")).text
+        pruner = cp.CAPA(layers=(2, 5), keep=(0.5, 12), budget="image", ffn=SkipFFN([1, 2, 3, 6]))
+        said = read(pruner).text
         assert (
-            "Of the visual tokens of an image, keeps before layer 2 50 %, before layer 5 12 tokens." in said
+            "Of the visual tokens of each image, keeps 50 % from layer 2 on, 12 tokens from layer 5 on."
+            in said
         )
-        assert "budget 'image' execution 'compact' default" in " ".join(said.split()) or "'image'" in said
+        (shown,) = tables(pruner._repr_html_())
+        known = shown.set_index("setting")
+        assert known.loc["budget"].tolist() == ["'image'", ""]
+        assert known.loc["execution"].tolist() == ["'compact'", "default"]
+        assert known.loc["ffn"].tolist() == ["SkipFFN in layers 1-3 & 6", ""]
         assert "Drops no token." in read(cp.CAPA()).text
-        assert "after layer 2" in read(cp.CAPA(layers=2, score_at="same")).text
-        assert "at every decode step sees" in read(cp.CAPA(layers=2, rescore="every_step")).text
+        assert "keeps 25 % after layer 2." in read(cp.CAPA(layers=2, score_at="same")).text
+        assert "every decode step sees 25 %" in read(cp.CAPA(layers=2, rescore="every_step")).text
         assert MARKUP in read(cp.CAPA(layers=2, sink_dims=(MARKUP,))).text  # type: ignore[arg-type]
 
     def test_a_trace_counts_what_was_kept(self) -> None:

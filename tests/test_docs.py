@@ -8,9 +8,12 @@ from typing import Any
 
 import mkdocs_math
 import pytest
+import torch
 
 import capa_probe as cp
+from capa_probe import analysis
 from capa_probe.demo import demo_data_path, demo_model_path
+from capa_probe.figures.registry import ENTRIES
 from capa_probe.samples import load_samples
 from capa_probe.schema import GROUP_COLUMNS, MEASURES, SINK_COLUMNS, STATISTICS, TOKEN_SCHEMA
 from tests import tiny
@@ -138,6 +141,23 @@ def test_the_tutorials_code_runs() -> None:
     assert f"print(trace)  # {repr(namespace['trace'])[6:-1]}" in block
 
 
+def test_the_code_about_hooks_runs() -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks(ROOT / "docs" / "hooks.md", "python")), names)
+    lvlm, inputs = names["lvlm"], names["inputs"]
+    with torch.no_grad():
+        plain = lvlm.model(**inputs)
+    assert torch.equal(names["out"].logits, plain.logits)
+    assert names["to_image"].shape == (1, 8)
+    assert ((names["to_image"] > 0) & (names["to_image"] < 1)).all()
+    torch.testing.assert_close(names["rows"][3], names["pattern"][:, :, -1])
+    for edited in ("silenced", "blind"):
+        assert not torch.allclose(names[edited].logits[:, -1], plain.logits[:, -1], atol=1e-3), edited
+    new = names["answer"].shape[1] - inputs["input_ids"].shape[1]
+    assert len(names["norms"]) == new
+    assert not any(point.has_hooks() for point in lvlm.hook_dict.values())
+
+
 @pytest.mark.filterwarnings("ignore:These dimensions exceed tau")
 def test_the_code_for_a_7b_model_runs_on_the_demo_model(tmp_path: Path) -> None:
     (block,) = blocks(ROOT / "docs" / "seven-billion.md", "python")
@@ -218,6 +238,31 @@ class TestSite:
         api = (site / "api" / "index.html").read_text(encoding="utf-8")
         for name in {*cp.__all__} - {"__version__"}:
             assert re.search(rf'id="capa_probe\.([\w.]+\.)?{name}"', api), name
+
+    def test_every_analysis_and_figure_is_in_the_api(self, site: Path) -> None:
+        api = (site / "api" / "index.html").read_text(encoding="utf-8")
+        names = {*analysis.__all__} - {"SPLITS"} | {entry.name for entry in ENTRIES}
+        assert [
+            name for name in sorted(names) if not re.search(rf'id="capa_probe\.[\w.]+\.{name}"', api)
+        ] == []
+
+    def test_docstrings_are_laid_out(self, site: Path) -> None:
+        api = (site / "api" / "index.html").read_text(encoding="utf-8")
+        assert re.findall(r":(?:func|class|meth|mod):", api) == []
+        assert re.search(r'<a [^>]*href="#capa_probe\.tables\.LayerProfile\.read"><code>read</code></a>', api)
+        start = api.index('id="capa_probe.analysis.transition_layers"')
+        returns = api[api.index("Returns:", start) :].partition("</table>")[0]
+        assert returns.count("<tr") == 2  # a head, and one thing that is returned
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+    def test_the_code_of_an_answer_is_folded(self, site: Path, path: Path) -> None:
+        page = (site / "notebooks" / path.stem / "index.html").read_text(encoding="utf-8")
+        (folded,) = re.findall(r"<details.*?</details>", page, re.DOTALL)
+        open_code = page.replace(folded, "")
+        assert "Markdown" in folded
+        assert "Markdown" in open_code  # it is imported
+        assert re.search(r"Markdown</span><span[^>]*>\(", folded)
+        assert not re.search(r"Markdown</span><span[^>]*>\(", open_code)
 
     def test_every_notebook_and_guide_is_a_page(self, site: Path) -> None:
         for page in MADE:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -23,6 +26,7 @@ from capa_probe.figures.entry import Entry, Source
 from capa_probe.figures.registry import ENTRIES, markdown
 from capa_probe.figures.save import DATA_KEY, DPI, save, saved_data
 from capa_probe.figures.score_ranks import score_ranks_tables
+from capa_probe.figures.style import styled
 from capa_probe.tables import LayerProfile
 from demo_training.training_table import training_table, write_training
 from scripts import add_training_log, figures
@@ -122,8 +126,6 @@ class TestFiles:
             assert b"20" + b"26-" not in file.read_bytes()[:2000]  # no date
 
     def test_without_a_hash_have_none(self, tmp_path: Path) -> None:
-        from matplotlib.figure import Figure
-
         png, svg = save(Figure(figsize=(1, 1)), tmp_path / "plain", svg=True)
         assert saved_data(png) is None
         assert saved_data(svg) is None
@@ -131,9 +133,21 @@ class TestFiles:
         (tmp_path / "broken.png").write_bytes(b"nothing")
         assert saved_data(tmp_path / "broken.png") is None
 
-    def test_a_small_picture_looks_the_same(self, tmp_path: Path) -> None:
-        from matplotlib.figure import Figure
+    def test_a_shortened_drawing_says_the_same(self, tmp_path: Path) -> None:
+        figure = Figure(figsize=(2, 2))
+        axes = figure.subplots()
+        axes.plot([0, 1, 2], [0, 1 / 3, 2 / 7], "o-", color="#0072B2", gid="mine")
+        axes.errorbar([1], [0.3], yerr=[0.1], fmt="s", color="#D55E00")
+        _, short = save(figure, tmp_path / "short", svg=True)
+        save_plainly(figure, tmp_path / "long.svg", "short")
+        one, other = (marks(file) for file in (short, tmp_path / "long.svg"))
+        assert len(one) == len(other) > 20
+        for (tag, look, numbers), (old_tag, old_look, old_numbers) in zip(one, other, strict=True):
+            assert (tag, look) == (old_tag, old_look)
+            np.testing.assert_allclose(numbers, old_numbers, atol=0.0051)
+        assert short.stat().st_size < 0.9 * (tmp_path / "long.svg").stat().st_size
 
+    def test_a_small_picture_looks_the_same(self, tmp_path: Path) -> None:
         figure = Figure(figsize=(2, 2))
         figure.subplots().plot([0, 1], [0, 1], color="#0072B2")
         (large,) = save(figure, tmp_path / "large", data="ab")
@@ -266,7 +280,7 @@ class TestCommand:
         assert f"sha256:{saved_data(tmp_path / 'out' / 'training.png')}".encode() in pdf
 
     def test_mistakes_are_one_line(self, run: Path, tmp_path: Path) -> None:
-        assert "holds no profile" in refused(invoke(tmp_path, "--out", tmp_path / "x"))
+        assert "holds no run" in refused(invoke(tmp_path, "--out", tmp_path / "x"))
         assert "--only nothing was given; give some of" in refused(invoke(run, "--only", "nothing"))
         (tmp_path / "file").write_text("")
         assert "which is a file" in refused(invoke(run, "--out", tmp_path / "file"))
@@ -307,6 +321,12 @@ class TestShipped:
                 (text, numbers), (old_text, old_numbers) = shape(file), shape(shipped)
                 assert text == old_text, f"{shipped} is out of date; run scripts/figures.py"
                 np.testing.assert_allclose(numbers, old_numbers, atol=0.02, err_msg=str(shipped))
+            elif file.stem in {entry.name for entry in ENTRIES if entry.pixels}:
+                shipped = ROOT / "figures" / file.relative_to(tmp_path)
+                with Image.open(file) as one, Image.open(shipped) as other:
+                    assert one.size == other.size, f"{shipped} is out of date; run scripts/figures.py"
+                    difference = np.asarray(one.convert("L"), float) - np.asarray(other.convert("L"), float)
+                assert abs(difference).mean() < 1, f"{shipped} is out of date; run scripts/figures.py"
 
     def test_every_figure_is_there_for_the_first_demo_model(self) -> None:
         own = kept_tables(ROOT / "figures", ORDER)[ORDER[0]]
@@ -336,6 +356,23 @@ class TestShipped:
         assert "score_ranks.png is missing" in capsys.readouterr().out
 
 
+def test_the_script_draws_only_some(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "set"
+    figures.main([str(run), "--out", str(out), "--only", "score_ranks, accuracy_budget"])
+    assert sorted(path.stem for path in out.glob("*.png")) == sorted(NAMES)
+    assert set(kept_tables(out)["small"]) == set(NAMES)
+    before = (out / "accuracy_budget.png").stat().st_mtime_ns
+    (out / "mine.png").write_bytes(b"somebody's own")
+    capsys.readouterr()
+    figures.main([str(run), "--out", str(out), "--only", "score_ranks"])
+    assert (out / "accuracy_budget.png").stat().st_mtime_ns == before
+    assert (out / "mine.png").read_bytes() == b"somebody's own"
+    assert f"{out / 'mine.png'} belongs to no figure of the set" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        figures.main([str(run), "--out", str(out), "--only", "nothing"])
+    assert "--only nothing was given; give some of" in capsys.readouterr().err
+
+
 def test_the_script_takes_runs_of_families(run: Path, tmp_path: Path) -> None:
     families = tmp_path / "runs"
     for family in ("llava", "internvl"):
@@ -343,6 +380,30 @@ def test_the_script_takes_runs_of_families(run: Path, tmp_path: Path) -> None:
     found = list(figures.runs_of_families(families))
     assert [path.name for path in found if path.parent == families] == ["llava-confirm", "internvl-confirm"]
     assert ROOT / "data" / "demo-lvlm" in found
+
+
+@styled
+def save_plainly(figure: Figure, file: Path, salt: str) -> None:
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(file, dpi=DPI)
+
+
+def marks(file: Path) -> list[tuple[str, str, list[float]]]:
+    """What an SVG draws, in order: kind, style, own or of the group that it is in, and coordinates."""
+    found = []
+
+    def walk(element: ET.Element, inherited: str) -> None:
+        own = element.get("style") or inherited
+        tag = element.tag.rpartition("}")[2]
+        if tag in ("path", "use"):
+            said = " ".join(element.get(name, "") for name in ("d", "x", "y"))
+            numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", said)]
+            found.append((tag, own.replace("; ", ";"), numbers))
+        for child in element:
+            walk(child, own)
+
+    walk(ET.parse(file).getroot(), "")
+    return found
 
 
 def shape(file: Path) -> tuple[str, np.ndarray]:

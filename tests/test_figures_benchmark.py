@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
@@ -17,7 +19,7 @@ from capa_probe.figures.accuracy_budget import accuracy_budget, accuracy_budget_
 from capa_probe.figures.accuracy_cost import accuracy_cost, accuracy_cost_tables, stage_looks
 from capa_probe.figures.entry import Source
 from capa_probe.figures.ffn_kinds import ffn_kinds, ffn_kinds_tables
-from capa_probe.figures.over_steps import over_steps, over_steps_tables
+from capa_probe.figures.over_steps import apart, over_steps, over_steps_tables
 from capa_probe.figures.score_ranks import score_ranks, score_ranks_tables
 from capa_probe.figures.sink_removal import sink_removal, sink_removal_tables
 from capa_probe.figures.style import METHODS, SCORES, STAGES
@@ -143,6 +145,57 @@ def test_without_sinks_the_figure_says_why() -> None:
     assert "No layer has it." in words(drawn("ffn_kinds", TABLES | none))
 
 
+def test_models_without_sinks_have_a_sentence_and_no_row() -> None:
+    none = {
+        "dumps_anchors": TABLES["dumps_anchors"].iloc[:0],
+        "dumps_anchors_notes": pd.DataFrame({"note": ["0 sinks at tau = 5."]}),
+    }
+    some, bare = (sink_removal_tables(Source(TABLES | more)) for more in ({}, none))
+    figure = sink_removal({"one": some, "two": bare})
+    assert len(figure.axes) == 2
+    said = words(figure).splitlines()
+    assert "one" in said  # whose row it is
+    assert "two: 0 sinks at tau = 5." in said
+    same = words(sink_removal({"two": bare, "three": bare})).splitlines()
+    assert "two, three: 0 sinks at tau = 5." in same  # said once
+    alone = sink_removal({"two": bare})
+    assert not alone.axes
+    assert alone.get_figheight() < 1.5
+    for one, other in ((some, bare), (bare, some)):
+        assert (
+            sink_removal({"one": one, "two": other}).get_figheight()
+            < 1.5 * sink_removal({"one": some}).get_figheight()
+        )
+
+
+def test_steps_that_few_answers_reach_are_left_out() -> None:
+    steps, maps = (
+        TABLES[name].assign(n=np.where(TABLES[name]["step"] == 3, 4, 40))
+        for name in ("over_steps", "over_steps_maps")
+    )
+    figure = drawn("over_steps", TABLES | {"over_steps": steps, "over_steps_maps": maps})
+    for axes in figure.axes:
+        assert "3" not in {tick.get_text().splitlines()[0] for tick in axes.get_xticklabels()}
+    few = {name: table.assign(n=2) for name, table in (("over_steps", steps), ("over_steps_maps", maps))}
+    small = drawn("over_steps", TABLES | few)  # no question more: all are shown
+    assert small.axes[0].get_xticklabels()[-1].get_text() == "3\n2"
+
+
+def test_all_distances_lie_inside_their_panels() -> None:
+    table = TABLES["over_steps"]
+    far = table.assign(hellinger_high=np.where(table["stage"] == "late", 1.0, table["hellinger_high"]))
+    figure = drawn("over_steps", TABLES | {"over_steps": far})
+    assert {axes.get_ylim()[1] >= 1 for axes in figure.axes} == {True}
+
+
+def test_labels_are_moved_apart_and_no_further() -> None:
+    assert apart([0.5, 0.1], 0.2) == pytest.approx([0.5, 0.1])
+    assert apart([0.3, 0.3, 0.9], 0.2) == pytest.approx([0.2, 0.4, 0.9])
+    moved = apart([0.1, 0.11, 0.12, 0.5], 0.1)
+    assert moved == pytest.approx([0.01, 0.11, 0.21, 0.5])
+    assert apart([], 0.1) == []
+
+
 def test_steps_show_the_table() -> None:
     *stages, maps = drawn("over_steps").axes
     for axes, stage in zip(stages, benchmark_tables.STAGES, strict=True):
@@ -160,32 +213,31 @@ def test_steps_show_the_table() -> None:
 
 
 def test_cost_shows_the_tables() -> None:
-    flops, prefill, whole = drawn("accuracy_cost").axes
+    flops, *timed = drawn("accuracy_cost").axes
     (vanilla,) = of_all("together", method="vanilla").to_dict("records")
-    for axes, cost in ((flops, "flops"), (whole, "seconds")):
-        for stage in benchmark_tables.STAGES:
-            (line,) = [line for line in axes.lines if line.get_label() == f"{stage} contribution"]
-            rows = of_all("budget", stage=stage, score="contribution").sort_values("keep")
-            assert line.get_color() == STAGES[stage].colour
-            np.testing.assert_allclose(line.get_xdata(), rows[cost] / vanilla[cost])
-            np.testing.assert_allclose(line.get_ydata(), rows["correct"])
-        rows = of_all("together", method="capa")
-        np.testing.assert_allclose(bars(axes, "capa"), expected(rows, "correct"))
-        shares = [
-            x for c in axes.containers if c.get_label() == "capa" for x in np.atleast_1d(c[0].get_xdata())
-        ]
-        np.testing.assert_allclose(shares, rows[cost] / vanilla[cost])
-        (own,) = [c for c in axes.containers if c.get_label() == "vanilla"]
-        np.testing.assert_allclose(own[0].get_xydata(), [[1, vanilla["correct"]]])
-    time = TABLES["together_time"]
-    time = time[time["phase"] == "prefill"]
-    timed = [c for c in prefill.containers if c.get_label() == "capa"]
-    np.testing.assert_allclose([float(c[0].get_xdata()[0]) for c in timed], time["ratio"])
-    across = [sorted(c[2][0].get_segments()[0][:, 0]) for c in timed]
-    np.testing.assert_allclose(across, time[["ratio_low", "ratio_high"]])
-    np.testing.assert_allclose(
-        [float(c[0].get_ydata()[0]) for c in timed], of_all("together", method="capa")["correct"]
-    )
+    for stage in benchmark_tables.STAGES:
+        (line,) = [line for line in flops.lines if line.get_label() == f"{stage} contribution"]
+        rows = of_all("budget", stage=stage, score="contribution").sort_values("keep")
+        assert line.get_color() == STAGES[stage].colour
+        np.testing.assert_allclose(line.get_xdata(), rows["flops"] / vanilla["flops"])
+        np.testing.assert_allclose(line.get_ydata(), rows["correct"])
+    rows = of_all("together", method="capa")
+    np.testing.assert_allclose(bars(flops, "capa"), expected(rows, "correct"))
+    shares = [x for c in flops.containers if c.get_label() == "capa" for x in np.atleast_1d(c[0].get_xdata())]
+    np.testing.assert_allclose(shares, rows["flops"] / vanilla["flops"])
+    (own,) = [c for c in flops.containers if c.get_label() == "vanilla"]
+    np.testing.assert_allclose(own[0].get_xydata(), [[1, vanilla["correct"]]])
+    for axes, phase in zip(timed, ("prefill", "decode step"), strict=True):
+        time = TABLES["together_time"]
+        time = time[time["phase"] == phase]
+        points = [c for c in axes.containers if c.get_label() == "capa"]
+        np.testing.assert_allclose([float(c[0].get_xdata()[0]) for c in points], time["ratio"])
+        across = [sorted(c[2][0].get_segments()[0][:, 0]) for c in points]
+        np.testing.assert_allclose(across, time[["ratio_low", "ratio_high"]])
+        np.testing.assert_allclose([float(c[0].get_ydata()[0]) for c in points], rows["correct"])
+        low, high = axes.get_xlim()
+        assert low < time["ratio_low"].min() <= time["ratio_high"].max() < high
+        assert low < 1 < high
 
 
 def test_stages_of_any_name_have_looks_of_their_own() -> None:
@@ -232,6 +284,15 @@ class TestTraining:
         naive = [values[max(i - 1, 0) : i + 2].mean() for i in range(len(values))]
         np.testing.assert_allclose(smoothed(own)["color"], naive, rtol=1e-6)
 
+    def test_means_of_a_long_stage_are_of_a_twentieth_of_it(self) -> None:
+        lines = 200
+        values = np.random.default_rng(0).random(lines)
+        log = pd.DataFrame({"step": 25 * np.arange(1, lines + 1), "task": "color", "right": values})
+        shown = smoothed(log)["color"]
+        naive = [values[max(i - 5, 0) : i + 5].mean() for i in range(0, lines, 5)]
+        np.testing.assert_allclose(shown, naive)
+        assert list(shown.index) == list(log["step"][::5])
+
     def test_shows_log_and_test(self) -> None:
         figure = training(self.models())
         table = training_table(benchmark_tables.log())
@@ -252,6 +313,39 @@ class TestTraining:
         ]
         assert [patch.get_width() for patch in test.patches] == [0.1, 0.08]
         assert "n = 120 per task" in words(figure)
+
+    def test_a_model_has_panels_of_its_own_stages_alone(self) -> None:
+        source = self.models()["small"]
+        log = source["training"]
+        short = {"training": log[log["stage"].isin(["tower", "joint"])], "evaluation": source["evaluation"]}
+        figure = training({"long": source, "short": short})
+        titles = [
+            axes.get_title(loc="left").splitlines()[0] for axes in figure.axes if axes.get_title(loc="left")
+        ]
+        assert sorted(titles) == sorted(
+            ["tower", "symbols", "projector", "joint", "test split", "tower", "joint", "test split"]
+        )
+        losses = {axes.get_ylim() for axes in figure.axes if axes.get_yscale() == "log"}
+        assert len(losses) == 1  # one scale, since only the first panel of a row is labelled
+
+    @pytest.mark.parametrize("models", [1, 2])
+    def test_no_words_lie_on_others(self, models: int) -> None:
+        figure = training({str(number): self.models()["small"] for number in range(models)})
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        boxes = [
+            text.get_window_extent(canvas.get_renderer())
+            for axes in figure.axes
+            for text in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label)
+            if text.get_text()
+        ] + [text.get_window_extent(canvas.get_renderer()) for text in figure.texts]
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.padded(-1).overlaps(other.padded(-1))
+
+    def test_questions_about_single_patches_have_a_legend_of_their_own(self) -> None:
+        figure = training(self.models())
+        headings = [legend.get_title().get_text() for legend in figure.legends]
+        assert headings == ["Tasks", "Single patches (tower)"]
 
     def test_an_empty_log(self) -> None:
         models = self.models()
@@ -277,8 +371,6 @@ def test_bad_tables(name: str) -> None:
 @pytest.mark.parametrize("name", MADE)
 def test_nothing_in_a_figure_lies_outside_it_or_on_its_title(name: str) -> None:
     figure = drawn(name)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()

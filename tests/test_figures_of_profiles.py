@@ -33,7 +33,7 @@ from capa_probe.figures import (
 )
 from capa_probe.figures.entry import Source
 from capa_probe.figures.of_profile import PROFILE_ENTRIES
-from capa_probe.figures.overlays import overlay_layers
+from capa_probe.figures.overlay_tables import overlay_layers
 from capa_probe.figures.scatter_tables import scatter_tables
 from capa_probe.figures.style import FAINT, ROLES, TEXT, VISUAL, run_looks, task_looks
 from capa_probe.figures.token_shares import token_shares_tables
@@ -147,8 +147,11 @@ class TestSinkSplit:
         tables = entry.select(source(prof, no_sinks))
         said = words(entry.draw({"made-up": tables}))
         assert "No sinks at τ = 30" in said
-        assert "largest sink strength of a visual token, offset dimensions left out: 25, in layer 2" in said
-        both = words(entry.draw({"one": split_tables(sinks), "two": tables}))
+        assert "largest sink strength of a visual token outside offset dimensions: 25 (layer 2)" in said
+        figure = entry.draw({"one": split_tables(sinks), "two": tables})
+        assert len(figure.axes) == 2
+        assert not entry.draw({"made-up": tables}).axes
+        both = words(figure)
         assert "one: 32 sinks" in both
         assert "two: no sinks" in both
 
@@ -294,26 +297,33 @@ class TestOverlays:
         figure = overlays(tables)
         save(figure, tmp_path / "figure")
         own = prof.tokens.query("sample == 'a' and layer == 2 and kind == 'visual'")
-        shape = (grid[0] * tile_grid[0], grid[1] * tile_grid[1])
-        heats = [
-            np.asarray(image.get_array())
-            for axes in figure.axes
-            for image in axes.images
-            if np.asarray(image.get_array()).shape == (*shape, 4)
-        ]
-        rows = 2 * (1 + thumbnail)
-        if not thumbnail:
-            assert len(heats) == 2 * rows  # attention and contribution of two layers
-            values = np.full(shape, np.nan)
-            for token in own.itertuples():  # by hand
-                row = token.tile // tile_grid[1] * grid[0] + token.row
-                col = token.tile % tile_grid[1] * grid[1] + token.col
-                values[row, col] = token.contribution
-            wanted = 0.3 + 0.48 * np.sqrt(values / values.max())
-            np.testing.assert_allclose(heats[3][..., 3], wanted, rtol=1e-5)
-        else:
-            assert "thumbnail" in words(figure)
-            assert "1 × 3 tiles" in words(figure)
+        ways = [(own[own["tile"] >= 0], tile_grid)]
+        if thumbnail:
+            ways.append((own[own["tile"] < 0], (1, 1)))
+        rows = {
+            (axes.get_ylabel().splitlines()[0], axes.get_ylabel().splitlines()[-1]): at
+            for at, axes in enumerate(figure.axes)
+            if axes.get_ylabel()
+        }
+        for tokens, tiles in ways:
+            values = np.full((grid[0] * tiles[0], grid[1] * tiles[1]), np.nan)
+            for token in tokens.itertuples():  # by hand
+                tile = max(token.tile, 0)
+                values[tile // tiles[1] * grid[0] + token.row, tile % tiles[1] * grid[1] + token.col] = (
+                    token.contribution
+                )
+            where = "thumbnail" if tiles != tile_grid else f"{tiles[0]} × {tiles[1]} tiles"
+            where = "(L2 norm)" if tile_grid == (1, 1) else where
+            panel = figure.axes[rows["Contribution", where] + 1]  # beside that of layer 1
+            shown = np.asarray(panel.images[1].get_array())
+            # Tiles and thumbnail are on one scale.
+            wanted = 0.3 + 0.48 * np.sqrt(values / own["contribution"].max())
+            np.testing.assert_allclose(shown[..., 3], wanted, rtol=1e-5)
+            assert f"max {values.max():.2g}" in [text.get_text() for text in panel.texts]
+        titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+        assert titles == ["Image", "Layer 1", "Layer 2"]
+        sinks_of = {where for what, where in rows if what == "Sinks"}
+        assert len(sinks_of) == 1  # a row for where the sinks are, and none for where none is
         said = words(figure)
         assert "16 visual tokens per layer" in said
         assert "1 sink at τ = 10" in said
@@ -343,7 +353,7 @@ class TestOverlays:
         assert "removal_effect" not in tables["tokens"]
         tables["tokens"]["removal_effect"] = 2 * tables["tokens"]["contribution"]
         said = words(overlays(tables))
-        assert "Removal effect (L2 norm)" in said
+        assert "Removal effect\n(L2 norm)" in said
         assert "not in this profile" not in said
         assert "no sinks at τ = 30 in the layers shown" in said
         unknown = overlay_tables(prof, example, tmp_path / "run" / "examples", None, [3])
@@ -516,4 +526,4 @@ def test_the_strongest_token_is_not_one_of_an_offset() -> None:
     assert none.empty
     entry = next(entry for entry in PROFILE_ENTRIES if entry.name == "sink_split")
     said = words(entry.draw({"made-up": entry.select(source(prof, none))}))
-    assert "offset dimensions left out: 9, in layer 3" in said
+    assert "outside offset dimensions: 9 (layer 3)" in said

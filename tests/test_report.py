@@ -45,13 +45,15 @@ class TestContent:
     def test_summary(self, page: Page) -> None:
         assert "made-up" in page.text
         # Thresholds are those that the run's findings were made with.
-        assert "attention sinks 3 in 2 of 5 layers" in page.text
-        assert "Probability Dumps 33 % of the sinks: 1, and 2 anchors" in page.text
-        assert "redundant FFN 2 of 5 layers 2-3 for visual tokens only 1 layer 3" in page.text
-        assert "Layers 2 & 4 have attention sinks; at most in layer" in page.text
+        assert "attention sinks 3 layers 2 & 4; 1.2 % of visual tokens, counted in each layer" in page.text
+        assert "roles of the sinks 33 % / 67 % Probability Dumps (1) / Structural Anchors (2)" in page.text
+        assert "layers with a redundant FFN 2 of 5 layers 2-3; for visual tokens only: 3" in page.text
+        assert "Layers 2 & 4 have attention sinks. In layer 2, where they get most, they are" in page.text
+        assert "the highest, 2 in layer 2, is 4.2 % of the layer's visual tokens" in page.text
+        assert "3 samples with 48 visual and" in page.text
         assert "(cosine above η = 0.97); in layer 3 not that of text tokens." in page.text
         assert "Only 3 samples were profiled" in page.text
-        assert "keeping 25 % of visual tokens not known give a run of confirm or depth as well" in page.text
+        assert "pruned to 25 % of visual tokens not known give a run of confirm or depth as well" in page.text
         assert "few samples: 3" in page.text
         assert "too few sinks to tell dumps from anchors" in page.text
 
@@ -86,11 +88,11 @@ class TestContent:
 
     def test_plots_with_captions(self, page: Page) -> None:
         for heading, caption in (
-            ("What the FFN turns", "Cosine between the residual stream that enters"),
+            ("FFN cosine", "Cosine between the residual stream that enters"),
             ("Attention sinks", "Sinks in per cent of"),
-            ("What sinks take", "What sinks have of"),
-            ("What visual tokens get", "Share of the attention of"),
-            ("Norm of value vectors", "Median over a sample's tokens, mean over key-value"),
+            ("Attention and contribution that sinks take", "What sinks have of"),
+            ("Attention and contribution of visual tokens", "Share of the attention of"),
+            ("Value norm", "L2 norm of a token's value vectors"),
         ):
             assert heading in page.text
             (start,) = [m.start() for m in re.finditer(caption, page.text)]
@@ -190,7 +192,7 @@ def test_agrees_with_the_findings_beside_it(
     page = read(write_report(path))
     assert found.totals is not None
     counts = found.totals.set_index("role")["n_sinks"]
-    assert f"of the sinks: {counts['dump']}, and {counts['anchor']} anchors" in page.text
+    assert f"Probability Dumps ({counts['dump']}) / Structural Anchors ({counts['anchor']})" in page.text
     facts = json.loads((path / "findings.json").read_text(encoding="utf-8"))
     assert any("the paper's 20 needs a wider residual stream" in remark for remark in facts["remarks"])
     for remark in facts["remarks"]:
@@ -333,7 +335,7 @@ class TestMissingParts:
         (example,) = page.examples
         assert example["missing"] == ['Nothing is drawn over the images: rows="none" kept no token rows.']
         assert [picture["grid"] for picture in example["pictures"]] == [[0, 0]]
-        assert "redundant FFN 2 of 5" in page.text
+        assert "layers with a redundant FFN 2 of 5" in page.text
 
     def test_no_examples(self, tmp_path: Path) -> None:
         assert "This run keeps no examples" in read(write_report(runs.write(tmp_path / "run"))).text
@@ -394,7 +396,7 @@ class TestMissingParts:
         table = runs.tokens()
         table[[name for name in table if name.startswith("sink_dim")]] %= 64
         page = read(write_report(runs.write(tmp_path / "run", table, d_model=64)))
-        assert "redundant FFN 2 of 5" in page.text
+        assert "layers with a redundant FFN 2 of 5" in page.text
         assert "256" in page.text
 
     def test_an_example_of_another_run(self, tmp_path: Path) -> None:

@@ -22,21 +22,11 @@ from capa_probe.report.pictures import colours
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
 from tests.browsing import Opened, chromium, needs_chromium, opened
+from tests.report_pages import WEIGHTS, profile
 
 pytestmark = needs_chromium
 
-EVIL = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 1">{{ 7 * 7 }} & co'
-WEIGHTS = "f" * 64
 N_VISUAL, COLS = 16, 8
-
-
-def profile(path: Path, seed: int = 0, **manifest: object) -> Path:
-    """A finished run with findings: samples a, b and c, 5 layers, 2 x 8 visual tokens, sinks in layers 2 and 4."""
-    world = synthetic.World(sinks=runs.SINKS, cosines=runs.COSINES, seed=seed)
-    runs.write(path, runs.tokens(world), world, **{"weights_hash": WEIGHTS, **manifest})
-    prof = LayerProfile.load(path)
-    findings.write(prof, findings.find(prof, tau=synthetic.TAU), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +52,6 @@ def tokens(run: Path) -> pd.DataFrame:
     return table[table["kind"] == "visual"]
 
 
-@pytest.fixture(scope="module")
-def two(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    other = profile(folder / "other", seed=3, model=EVIL, weights_hash="0" * 64)
-    runs.add_examples(other, {"c": runs.picture(seed=5)})
-    return write_report([run, other], folder / "two.html")
-
-
 def values(tokens: pd.DataFrame, sample: str, layer: int, name: str) -> np.ndarray:
     """A column of one sample and layer, in the order of positions."""
     own = tokens[(tokens["sample"] == sample) & (tokens["layer"] == layer)].sort_values("position")
@@ -78,7 +60,7 @@ def values(tokens: pd.DataFrame, sample: str, layer: int, name: str) -> np.ndarr
 
 def painted(shown: np.ndarray, low: float, high: float, root: bool) -> np.ndarray:
     """The colours that stand for values, from the rule that the page states: (token, 4)."""
-    share = (shown - low) / (high - low)
+    share = np.clip((shown - low) / (high - low), 0, 1)
     share = np.sqrt(share) if root else share
     opacity = np.rint(255 * (0.3 + 0.48 * share))
     return np.column_stack([colours()[np.rint(255 * share).astype(int)], opacity])
@@ -133,7 +115,8 @@ class TestExplorer:
             expected = painted(shown, 0, own["value_norm"].max(), root=False)
             assert_looks(page.pixels(".panel:nth-child(1) canvas"), expected)
             ends = own["ffn_cosine"].min(), own["ffn_cosine"].max()
-            expected = painted(values(tokens, "b", 3, "ffn_cosine"), *ends, root=False)
+            places = [-np.log10(1 - x) for x in (values(tokens, "b", 3, "ffn_cosine"), *ends)]
+            expected = painted(*places, root=False)
             assert_looks(page.pixels(".panel:nth-child(2) canvas"), expected)
             ends_shown = page.page.locator(".panel:nth-child(2) .ends span").all_inner_texts()
             assert float(ends_shown[0]) == pytest.approx(ends[0], rel=1e-4)
@@ -184,11 +167,35 @@ class TestExplorer:
     def test_prompt_and_answer(self, browser: Browser, report: Path) -> None:
         with opened(browser, report) as page:
             assert page.text("#question") == "what is a?"
-            assert page.text("#answers") == "model crimson. ✓ accepted accepted red, Crimson"
+            assert page.text("#answers") == "model crimson. ✓ accepted accepted answers red, Crimson"
             page.page.get_by_text("The prompt as the model got it").click()
             assert page.text("#prompt") == "USER: <image> what is a? ASSISTANT:"
             page.page.select_option("#sample", "0 b")
             assert page.text("#question") == "what is b?"
+
+    def test_what_was_not_measured_is_named(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report) as page:
+            found = page.page.eval_on_selector_all(
+                "#first option", "all => all.filter(each => each.disabled).map(each => each.textContent)"
+            )
+            assert found == ["Removal effect (not measured)"]
+
+    def test_an_offset_is_called_one(self, browser: Browser, tmp_path: Path) -> None:
+        """Dimension 30 is large on 15 of the 48 visual tokens of layer 3, too many for a sink; 17 on one of layer 2."""
+        many = [synthetic.Planted(sample, 3, place, 30) for sample in "abc" for place in range(1, 6)]
+        world = synthetic.World(sinks=(*runs.SINKS, *many), cosines=runs.COSINES)
+        path = runs.write(tmp_path / "run", runs.tokens(world), world)
+        prof = LayerProfile.load(path)
+        findings.write(prof, findings.find(prof, tau=synthetic.TAU), path)
+        runs.add_examples(path, {"a": runs.picture()})
+        with opened(browser, write_report(path), "#layer=3&patch=2") as page:
+            assert page.text("#patch tr[data-name=sink_strength] td:last-child") == "dimension 30, an offset"
+            page.page.locator("#layer").fill("2")
+            page.page.locator(".map").first.scroll_into_view_if_needed()
+            point(page, 2)  # position 3: the dump
+            assert page.text("#patch tr[data-name=sink_strength] td:last-child") == "dimension 17"
+            caption = page.text("#chart-sink_strength figcaption")
+            assert "Offsets here: dimension 30 in layer 3." in caption
 
     def test_panels_keep_the_proportions_of_the_image(self, browser: Browser, report: Path) -> None:
         for width in (375, 1100):
@@ -284,6 +291,10 @@ class TestKeys:
                   || e.labels?.length)).map(e => e.outerHTML.slice(0, 80))"""
             )
             assert nameless == []
+            spoken = page.page.locator("body").aria_snapshot()
+            kinds = "button|combobox|slider|application|link|region|article"
+            assert len(re.findall(rf"- (?:{kinds})\b", spoken)) > 40
+            assert re.findall(rf"- (?:{kinds})(?! \")[^\n]*", spoken) == []
 
 
 class TestPlots:
@@ -349,24 +360,6 @@ class TestPlots:
                 assert len(set(found)) == 5
 
 
-class TestSeveralRuns:
-    def test_the_same_plots_for_each(self, browser: Browser, two: Path) -> None:
-        with opened(browser, two) as page:
-            assert page.page.locator("#chart-ffn_cosine polyline").count() == 4
-            assert page.page.locator("#chart-ffn_cosine polyline.run-1").count() == 2
-            legend = page.text("#chart-value_norm .legend")
-            assert f"{EVIL}: visual tokens" in legend
-            assert "made-up: visual tokens" in legend
-            page.page.select_option("#sample", "1 c")
-            assert page.page.evaluate("[report.state.run, report.state.sample]") == [1, "c"]
-            assert f"sample c · task colour · {EVIL}" == page.text("#sample-facts")
-            assert page.page.evaluate("window.hit") is None
-
-    def test_on_a_phone(self, browser: Browser, two: Path) -> None:
-        with opened(browser, two, "#run=1&sample=c&patch=3", width=375) as page:
-            assert page.page.evaluate("document.documentElement.scrollWidth") == 375
-
-
 class TestLooks:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_can_be_read(self, scheme: str, browser: Browser, report: Path) -> None:
@@ -396,43 +389,19 @@ class TestLooks:
             assert page.page.evaluate(back) != dark
 
 
-class TestWordsOfOthers:
-    def test_markup_stays_text(self, browser: Browser, tmp_path: Path) -> None:
-        path = profile(
-            tmp_path / "run", model=EVIL, versions={EVIL: EVIL}, skipped=[{"sample": EVIL, "reason": EVIL}]
-        )
-        table = LayerProfile.load(path).samples
-        assert len(table) == 0
-        runs.add_examples(
-            path, {"a": runs.picture()}, question=EVIL, prompt=EVIL, generated=EVIL, answers=[EVIL], task=EVIL
-        )
-        with opened(browser, write_report(path)) as page:
-            assert page.text("#question") == EVIL
-            assert page.text("h1") == EVIL
-            page.page.get_by_text("The prompt as the model got it").click()
-            assert page.text("#prompt") == EVIL
-            assert EVIL in page.text("#answers")
-            assert EVIL in page.text("#sample-facts")
-            assert EVIL in page.text("#settings")
-            assert page.page.title() == f"{EVIL}: layer profile"
-            page.page.wait_for_timeout(50)
-            assert page.page.evaluate("window.hit") is None
-            assert page.page.locator("img[src=x]").count() == 0
-
-    def test_no_other_script_may_run(self, browser: Browser, report: Path) -> None:
-        page = browser.new_page()
-        page.goto(report.as_uri())
-        page.evaluate(
-            """() => {
-              const script = document.createElement("script");
-              script.textContent = "window.hit = 1";
-              document.body.append(script);
-              document.body.insertAdjacentHTML("beforeend", '<p id="late" onclick="window.hit = 2">x</p>');
-            }"""
-        )
-        page.locator("#late").dispatch_event("click")
-        assert page.evaluate("window.hit") is None
-        page.close()
+class TestOnAPhone:
+    def test_the_numbers_of_a_patch_are_in_sight(self, browser: Browser, report: Path) -> None:
+        with opened(browser, report, width=375) as page:
+            page.page.set_viewport_size({"width": 375, "height": 280})
+            page.page.locator(".map").first.scroll_into_view_if_needed()
+            point(page, 4)
+            page.page.mouse.down()
+            page.page.mouse.up()
+            assert page.page.locator("#patch h4").is_visible()
+            top, bottom = page.page.evaluate(
+                "(({top, bottom}) => [top, bottom])(document.querySelector('#patch h4').getBoundingClientRect())"
+            )
+            assert 0 <= top < bottom <= 280
 
 
 class TestTilesAndSeveralImages:
@@ -462,9 +431,13 @@ class TestTilesAndSeveralImages:
             captions = page.page.locator(".original figcaption").all_inner_texts()
             assert captions == [
                 "image 1 of 2, 1 × 2 tiles, as the model sees it; 2 × 6 visual tokens",
-                "image 1 of 2, thumbnail, as the model sees it; 2 × 3 visual tokens",
+                "image 1 of 2, thumbnail; 2 × 3 visual tokens",
                 "image 2 of 2, as the model sees it; 3 × 2 visual tokens",
             ]
+            sources = page.page.eval_on_selector_all(".map img", "all => all.map(image => image.src)")
+            assert (
+                sources[0] == sources[1] != sources[2]
+            )  # the thumbnail is of the image that the tiles are of
             # The second row of the second tile; the thumbnail's last cell; the second image's third row.
             for which, grid, cell, place in (
                 (0, (2, 6), 6 + 4, (0, 1, 1, 1)),
@@ -500,14 +473,14 @@ class TestPrunedAnswers:
         kept = {"1": [1, 2, 3, 9, 10], "3": [2, 9]}
         answer = {
             "prompt": "what is a?", "images_key": "k" * 16, "weights_hash": WEIGHTS, "kept": kept,
-            "pruned": {"answer": EVIL},
+            "pruned": {"answer": "<b>two</b>"},
             "pruner": {"method": "capa", "layers": [1, 3], "keep": [0.3, 0.1], "score_at": "previous"},
         }  # fmt: skip
         (tmp_path / "answer.json").write_text(json.dumps(answer))
         file = write_report([path, tmp_path / "answer.json"])
         label = "capa, keep 0.3 and 0.1 before layers 1, 3"
         with opened(browser, file, f"#sample=a&pruned={quote(label)}&patch=1") as page:
-            assert f"{label} {EVIL}" in page.text("#answers")
+            assert f"{label} <b>two</b>" in page.text("#answers")
             for layer, seen in (
                 (0, range(1, 17)),
                 (1, kept["1"]),

@@ -111,8 +111,13 @@ class TestCosts:
     def test_in_the_headline(self) -> None:
         manifest = {"n_layers": 5, "n_samples": 40, "d_model": 1024}
         tile = words.tiles(manifest, None, costs({**confirm_tables(), **depth_tables()}))[-1]
-        assert (tile.label, tile.value) == ("keeping 25 % of visual tokens", "−17.5 to 0.0")
-        assert tile.note == "points of accuracy, before layer 2 and 3; 40 questions"
+        assert (tile.label, tile.value) == ("pruned to 25 % of visual tokens", "−17.5 to 0.0 points")
+        assert tile.note == (
+            "of accuracy: −17.5 [−22.5, −15.5] before layer 2 and 0.0 [−2.0, +5.0] before layer 3; tokens kept by "
+            "contribution, 40 questions, 95 % intervals"
+        )
+        (tile,) = words.tiles(manifest, None, costs(confirm_tables())[:1])
+        assert (tile.value, tile.note[:44]) == ("−8.6 points", "of accuracy: −8.6 [−10.6, −3.6] before layer")
         assert words.tiles(manifest, None)[-1].value == "not known"
 
 
@@ -130,7 +135,7 @@ class TestBelonging:
         page = read(write_report([confirm, ours, depth]))
         assert (ours / "report.html").is_file()
         assert "−17.5 to 0.0" in page.text
-        assert "What keeping 25 % of the visual tokens costs" in page.text
+        assert "What pruning to 25 % of the visual tokens costs" in page.text
         assert f"capa-probe report {confirm} {ours} {depth}" in page.text
 
     def test_names(self, tmp_path: Path) -> None:

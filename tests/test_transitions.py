@@ -139,6 +139,17 @@ class TestWhatIsFound:
             wrong += bool((null["p"] <= 0.05).any())
         assert wrong <= 8  # 3 expected; more than 8 have a probability of 0.3 %
 
+    @pytest.mark.parametrize(("n_images", "smallest"), [(2, 1 / 2), (3, 1 / 9), (4, 1 / 64), (6, 1 / 6**5)])
+    def test_few_images_cannot_say_much(self, n_images: int, smallest: float) -> None:
+        """A resample of one image alone, of which there are n in n^n, is as far out as any change can be."""
+        distances = np.full((n_images, 6), 0.2) + 1e-3 * np.random.default_rng(0).standard_normal(
+            (n_images, 6)
+        )
+        distances[:, 3] += 0.7
+        p = transitions._resampled(distances, np.arange(n_images), 0.05, 0.95, 0)["p"][3]
+        assert p == pytest.approx(smallest, abs=4 * math.sqrt(smallest / 2000) + 1 / 2000)
+        assert (p <= 0.05) == (n_images >= 4)
+
     def test_a_slope_is_no_transition(self) -> None:
         distance = np.array([0.1, 0.3, 0.5, 0.4, 0.4, 0.1])
         assert transitions._peaks(distance).tolist() == [False, False, True, False, False, False]

@@ -31,8 +31,8 @@ def visipruner_stages(
 
     VisiPruner takes a visual token for critical where leaving its part ``c`` out of the attention output ``o`` of the
     last token turns it: ``cos(o - c, o) < 0.995``. Layers below 6 are shallow; the middle stage lasts until, after the
-    first later layer with such a token, two layers have had none at 0.999, and all layers after those are deep
-    (EIT-NLP/VisiPruner, code).
+    first later layer with such a token, two layers (not always neighbours) have had none at 0.999, and all layers
+    after those are deep (EIT-NLP/VisiPruner, code, where the boundary layer itself is not yet looked at; here it is).
 
     A profile holds the norm C of ``c`` and that of ``o``, not their angle, and both behind the output projection
     rather than before it. For a given ratio ``r = C / |o|`` below 1 the cosine is at least ``sqrt(1 - r^2)``, so that

@@ -41,7 +41,9 @@ def transition_layers(
     mean change, beyond what the sample itself has there, in standard errors, is what chance gives (a studentised
     max-T bootstrap; Romano and Wolf, *Stepwise multiple testing as formalized data snooping*, 2005, single step). So
     ``p`` holds for all layers at once. A **transition layer** is one that is above the null and that has no neighbour
-    with a larger change; the many layers of a slow slope are no transitions.
+    with a larger change; the many layers of a slow slope are no transitions. With many images the null narrows to the
+    mean change, so that every peak above it is a transition: how large it is, ``distance`` says. With fewer than four
+    images nothing reaches p = 0.05.
 
     The paper names one transition layer for each model, without saying how it was found (CAPA, arXiv 2602.00247);
     this definition is ours.

@@ -103,7 +103,8 @@ def _said(row: Mapping[str, Any], what: str, digits: int = 4, p: bool = True) ->
         )
     )
     of = f", p = {row['p_holm']:.4f}" if p else ""
-    return f"{what} {first} against {second}, difference {ends[0]} [{ends[1]}, {ends[2]}]{of}, n = {row['n']}"
+    between = "" if math.isnan(row["low"]) else f" [{ends[1]}, {ends[2]}]"  # one image has no interval
+    return f"{what} {first} against {second}, difference {ends[0]}{between}{of}, n = {row['n']}"
 
 
 def shortened(numbers: str) -> tuple[str, str]:

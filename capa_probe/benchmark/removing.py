@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -23,39 +24,15 @@ _CODES = {"dump": DUMP, "anchor": ANCHOR}
 
 
 @dataclass(frozen=True)
-class Roles(Pruner):
-    """Removes nothing; ``trace.scores[l]`` tells the role of every visual token at layer l - 1.
-
-    Attributes:
-        tau: absolute threshold on sink strength, or "relative".
-    """
-
-    tau: float | str = 20.0
-
-    @property
-    def uses_residual(self) -> bool:
-        """Sinks are found in the residual stream."""
-        return True
-
-    def score_tokens(self, scoring: Scoring) -> Tensor:
-        """0 for no sink, 1 for a Probability Dump, 2 for a Structural Anchor."""
-        return roles(scoring, self.tau)
-
-    def choose(
-        self, scores: Tensor, image: Tensor, alive: Tensor, keep: Keep, protected: Tensor | None
-    ) -> Tensor:
-        """All that is there."""
-        return alive
-
-
-@dataclass(frozen=True)
 class RemoveRole(Pruner):
     """Removes all sinks of one role, or as many other visual tokens of the same sample at random.
 
     Roles are those at the layer before the pruning layer, told while the model runs: from its input residual stream and
-    the contribution to its attention, as :func:`capa_probe.classify_sinks` does afterwards.
+    the contribution to its attention. Which dimensions make a sink cannot be told from one prompt: with those that
+    :func:`capa_probe.classify_sinks` found at that layer over a set of samples, roles are the same as there.
 
     Attributes:
+        dims: sink dimensions at the layer before the pruning layer; at least one.
         role: the sinks that go, or are counted.
         instead: what goes: "role" itself, or at random as many "non_sinks", or as many of all "visual" tokens. Where
             there are fewer non-sinks than that, all of them.
@@ -63,6 +40,7 @@ class RemoveRole(Pruner):
         seed: of the draw.
     """
 
+    dims: tuple[int, ...] = ()
     role: Role = "dump"
     instead: Instead = "role"
     tau: float | str = 20.0
@@ -72,6 +50,8 @@ class RemoveRole(Pruner):
         super().__post_init__()
         if self.role not in _CODES:
             raise CapaProbeError(f'role={self.role!r} was given; give "dump" or "anchor".')
+        if not self.dims:
+            raise CapaProbeError("dims=() was given; give at least one sink dimension.")
 
     @property
     def uses_residual(self) -> bool:
@@ -80,7 +60,7 @@ class RemoveRole(Pruner):
 
     def score_tokens(self, scoring: Scoring) -> Tensor:
         """0 for what goes, 1 for what stays."""
-        role = roles(scoring, self.tau)
+        role = roles(scoring, self.dims, self.tau)
         theirs = role == _CODES[self.role]
         if self.instead == "role":
             return 1.0 - theirs.float()
@@ -98,13 +78,18 @@ class RemoveRole(Pruner):
         return alive & ((image < 0) | (scores > 0))
 
 
-def roles(scoring: Scoring, tau: float | str) -> Tensor:
-    """Role of every token at the scored layer: (batch, key) float32, one of ``NO_SINK``, ``DUMP``, ``ANCHOR``."""
+def roles(scoring: Scoring, dims: Sequence[int], tau: float | str) -> Tensor:
+    """Role of every token at the scored layer: (batch, key) float32, one of ``NO_SINK``, ``DUMP``, ``ANCHOR``.
+
+    Args:
+        scoring: with the residual stream.
+        dims: sink dimensions.
+        tau: absolute threshold on sink strength, or "relative".
+    """
     assert scoring.residual is not None
     visual = scoring.visual.to(scoring.residual.device)
     threshold = resolve_tau(tau, scoring.residual.shape[-1])
-    sink = sinks(scoring.residual, visual, threshold, None, scoring.norm_eps) & (
-        scoring.layer >= FIRST_SINK_LAYER
-    )
+    sink = sinks(scoring.residual, visual, threshold, dims, scoring.norm_eps)
+    sink &= scoring.layer >= FIRST_SINK_LAYER
     anchor = anchors(scoring.contribution.to(sink.device), sink, visual)
     return torch.where(anchor, ANCHOR, torch.where(sink, DUMP, NO_SINK))

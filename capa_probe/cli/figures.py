@@ -21,7 +21,7 @@ def figures(
             "of demo models, for how they were trained.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures.")] = Path("figures"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures.")] = Path("runs/figures"),
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="Only these figures, with commas between; by default all.")
     ] = "",
@@ -29,7 +29,7 @@ def figures(
 ) -> None:
     """Draw every figure that the runs allow, as PNG and SVG, several models side by side; nothing is computed anew.
 
-    Example: `capa-probe figures runs/demo runs/confirm runs/depth data/demo-lvlm --out figures/mine`
+    Example: `capa-probe figures runs/demo runs/confirm runs/depth data/demo-lvlm --out runs/figures`
     """
     from capa_probe.console import status
 
@@ -37,16 +37,9 @@ def figures(
         raise CapaProbeError(f"--out {out} was given, which is a file; give a folder.")
     with status("reading"):
         from capa_probe.figure_set import collect, write_set
-        from capa_probe.figures.registry import ENTRIES
+        from capa_probe.figures.registry import entries_named
 
-        entries = ENTRIES
-        if only:
-            wanted = [name.strip() for name in only.split(",")]
-            unknown = [name for name in wanted if name not in {entry.name for entry in ENTRIES}]
-            if unknown:
-                known = ", ".join(entry.name for entry in ENTRIES)
-                raise CapaProbeError(f"--only {unknown[0]} was given; give some of {known}.")
-            entries = tuple(entry for entry in ENTRIES if entry.name in wanted)
+        entries = entries_named(only)
         collected = collect(runs, entries)
     with status("drawing"):
         left_out = list(collected.left_out)

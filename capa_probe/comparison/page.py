@@ -152,10 +152,11 @@ def _verdict(part: str, row: pd.Series) -> str:
 
 
 def _signed(value: float, low: float, high: float) -> str:
-    """With as many digits as it takes to see that an interval is not 0."""
-    digits = 3 if max(abs(low), abs(high)) >= 0.001 else 5
-    first, *ends = (f"{round(end, digits) + 0:+.{digits}f}" for end in (value, low, high))  # no -0.000
-    return f"{first} [{', '.join(ends)}]"
+    """With as many digits as it takes to see that an interval is not 0; without one where there is none."""
+    known = [end for end in (value, low, high) if not math.isnan(end)]
+    digits = 3 if max(map(abs, known[-2:])) >= 0.001 else 5
+    first, *ends = (f"{round(end, digits) + 0:+.{digits}f}" for end in known)  # no -0.000
+    return f"{first} [{', '.join(ends)}]" if ends else f"{first} (one image)"
 
 
 def _line(cells: list[str]) -> str:

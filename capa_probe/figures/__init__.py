@@ -3,10 +3,11 @@
 from capa_probe.figures.attention_contribution import attention_contribution
 from capa_probe.figures.ffn_cosine import ffn_cosine, ffn_cosines
 from capa_probe.figures.norms import norm_summary, norms, norms_compared
-from capa_probe.figures.overlays import overlay_tables, overlays
+from capa_probe.figures.overlay_tables import overlay_tables
+from capa_probe.figures.overlays import overlays
 from capa_probe.figures.save import save
-from capa_probe.figures.sink_counts import sink_counts
-from capa_probe.figures.sink_split import sink_split, split_tables
+from capa_probe.figures.sink_split import sink_split
+from capa_probe.figures.split_tables import split_tables
 from capa_probe.figures.token_shares import token_shares
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "overlay_tables",
     "overlays",
     "save",
-    "sink_counts",
     "sink_split",
     "split_tables",
     "token_shares",

@@ -145,7 +145,10 @@ def _panel(
             style["linewidth"] = 0.4
         sns.scatterplot(x=x, y=y, ax=axes, legend=False, rasterized=True, zorder=2 + (role != OTHER), **style)
     _margins(axes, margins, side)
-    found = [f"{int(panel[f'n_{role}']):,} {role}" for role in ROLES if panel[f"n_{role}"]]
+    numbers = {role: int(panel[f"n_{role}"]) for role in ROLES}
+    found = [
+        f"{n:,} {role}" if role == "undetermined" else count(n, role) for role, n in numbers.items() if n
+    ]
     none = "no sinks" if layer >= FIRST_LAYER else f"sinks count from layer {FIRST_LAYER} on"
     axes.annotate(
         ", ".join(found) or none,

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
 
 from capa_probe.analysis import layer_ranges
 from capa_probe.errors import CapaProbeError
+from capa_probe.figures.cosine_axis import cosine_limits, drawable, from_nines, nines
 from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.style import (
     FAINT,
@@ -38,11 +38,6 @@ COLUMNS = (
     "visual_only",
 )
 _TITLE = "What the FFN does to visual and to text tokens"
-TICKS = (-1.0, 0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
-#: What is nearer to 1 than this is drawn here.
-_NEAREST = 3e-6
-#: Of the axis, so that there is room beyond.
-_END = 1e-8
 
 
 @styled
@@ -268,6 +263,11 @@ def _handles(tables: list[pd.DataFrame]) -> list[Any]:
         Line2D([], [], color=VISUAL, marker="o", markersize=6.5, linewidth=1.8, label="visual tokens, mean"),
         Line2D([], [], color=TEXT, marker="s", markersize=4.5, linewidth=1.8, label="text tokens, mean"),
     ]
+    if not all(table["redundant"].all() for table in tables):
+        label = "not redundant"
+        handles.append(
+            Line2D([], [], mec=VISUAL, mfc="white", marker="o", linestyle="", markersize=6.5, label=label)
+        )
     if any(_has_spread(table) for table in tables):
         label = "single tokens: median, 5 to 95 %"
         handles.append(
@@ -283,29 +283,6 @@ def _handles(tables: list[pd.DataFrame]) -> list[Any]:
 
 
 def _limits(axes: Any, tables: list[pd.DataFrame], eta: float) -> None:
-    """Room around all means, bands and spreads, and ticks at round cosines in it."""
     names = [f"{kind}_{of}" for kind in ("visual", "text") for of in ("cosine", "low", "high", "p05", "p95")]
     shown = [table[[name for name in names if name in table]].to_numpy(float).ravel() for table in tables]
-    values = nines(drawable([*np.concatenate(shown), eta]))
-    low, high = np.nanmin(values), np.nanmax(values)
-    margin = 0.08 * max(high - low, 0.5)
-    axes.set_ylim(*from_nines(np.array([low - margin, high + margin])))
-    axis = axes.yaxis
-    ticks = [tick for tick in TICKS if low - margin <= nines(np.array(tick)) <= high + margin]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def drawable(cosines: Any) -> NDArray[np.float64]:
-    """Cosines, none nearer to 1 than what a figure shows."""
-    return np.minimum(np.asarray(cosines, dtype=float), 1 - _NEAREST)
-
-
-def nines(cosine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 at cosine 0, 1 at 0.9, 2 at 0.99, ..."""
-    return -np.log10(np.maximum(1 - np.asarray(cosine, dtype=float), _END))
-
-
-def from_nines(n: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cosine again."""
-    return 1 - 10.0 ** -np.asarray(n, dtype=float)
+    cosine_limits(axes, [*np.concatenate(shown), eta])

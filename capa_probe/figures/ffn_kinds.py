@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from capa_probe.figures.entry import ModelTables, Source
-from capa_probe.figures.grid import empty, finish, grid, span
+from capa_probe.figures.grid import finish, grid, sentences, span
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
     ends,
     interval_columns,
     measured,
+    notes,
     overall,
     per_cent,
     sizes_of,
@@ -35,13 +36,17 @@ _WORDS = {
     "nearest others": "others, nearest\nto redundant",
 }
 _SHIFT = 0.17
+_TITLE = "FFNs of visual tokens: in full, as a Hadamard product, skipped"
 
 
 def ffn_kinds_tables(source: Source) -> dict[str, pd.DataFrame]:
     """What :func:`ffn_kinds` draws, from a confirmation: all tasks together, and why it may be empty."""
     table = overall(wanted(source.tables, "ffn_redundancy", _COLUMNS))
-    notes = wanted(source.tables, "ffn_redundancy_notes", ["note"])
-    return {"ffn_redundancy": table[_COLUMNS].reset_index(drop=True), "ffn_redundancy_notes": notes[["note"]]}
+    remarks = wanted(source.tables, "ffn_redundancy_notes", ["note"])
+    return {
+        "ffn_redundancy": table[_COLUMNS].reset_index(drop=True),
+        "ffn_redundancy_notes": remarks[["note"]],
+    }
 
 
 @styled
@@ -55,26 +60,29 @@ def ffn_kinds(models: ModelTables) -> Figure:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
     found = {name: overall(wanted(tables, "ffn_redundancy", _COLUMNS)) for name, tables in models.items()}
-    figure, axes = grid(found, 2, size=(9.6, 2.5))
-    for row, (name, table) in zip(axes, found.items(), strict=True):
-        if table.empty:
-            notes = models[name].get("ffn_redundancy_notes", pd.DataFrame({"note": []}))["note"]
-            empty(row[0], " ".join(notes) or "No layer was looked at.")
-            row[1].set_axis_off()
-            continue
+    filled = {name: table for name, table in found.items() if len(table)}
+    said = notes(
+        {name: models[name] for name in found if name not in filled}, "ffn_redundancy_notes", len(found) > 1
+    )
+    if not filled:
+        return sentences(_TITLE, said or "No layer was looked at.")
+    figure, axes = grid(filled, 2, size=(9.6, 2.5))
+    for row, table in zip(axes, filled.values(), strict=True):
         for panel, measure in zip(row, (measured(table), "hellinger"), strict=True):
             _panel(panel, table, measure)
+    high = span([0, *(panel.get_ylim()[1] for panel in axes[:, 1])], 0)[1]
+    for panel in axes[:, 1]:
+        panel.set_ylim(-0.03 * high, high)
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=6.5, linewidth=1.1, label=KIND_NAMES[kind])
         for kind, (colour, marker) in FFN.items()
     ]
-    size = sizes_of(found)
     finish(
-        figure, axes, found, "FFNs of visual tokens: in full, as a Hadamard product, skipped",
-        f"{size}; bars: 95 % bootstrap over images; each group of layers (named by number, from 0) is changed as a "
-        "whole, and no token is pruned\nHellinger distance: of the next-token distribution at the last prompt token, "
-        "from the unchanged model's",
-        handles, wspace=0.24, below=0.6, gap=0.85,
+        figure, axes, filled, _TITLE,
+        f"{sizes_of(filled)}; bars: 95 % bootstrap over images; each group of layers (named by number, from 0) is "
+        "changed as a whole, and no token is pruned\nHellinger distance: of the next-token distribution at the last "
+        f"prompt token, from the unchanged model's\n{said}".rstrip(),
+        handles, wspace=0.24, below=0.6, gap=0.85, named=len(found) > 1,
     )  # fmt: skip
     return figure
 
@@ -100,10 +108,8 @@ def _panel(panel: Any, table: pd.DataFrame, measure: str) -> None:
     panel.set_ylabel(MEASURE_NAMES[measure])
     if measure == "hellinger":
         shown = table[table["ffn"] != "full"]
-        panel.set_ylim(
-            -0.03 * shown["hellinger_high"].max(), span([0, *shown["hellinger_high"], *shown["hellinger"]])[1]
-        )
+        panel.set_ylim(0, span([0, *shown["hellinger_high"], *shown["hellinger"]])[1])
         panel.set_title("Distance from the model itself", loc="left", fontweight="bold")
     else:
-        per_cent(panel.yaxis)
+        per_cent(panel.yaxis, high=1.05)
         panel.set_title("Answers", loc="left", fontweight="bold")

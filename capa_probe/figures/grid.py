@@ -53,10 +53,11 @@ def finish(
     models: Mapping[str, Any],
     title: str,
     subtitle: str,
-    handles: Sequence[Any],
+    handles: Sequence[Any] | Mapping[str, Sequence[Any]],
     wspace: float = 0.08,
     below: float = 0.55,
     gap: float = _GAP,
+    named: bool = False,
 ) -> None:
     """Title, names of the models where there are several, legend below, and margins that leave room for them.
 
@@ -66,14 +67,18 @@ def finish(
         models: whose keys are the models' names.
         title: in bold.
         subtitle: below it.
-        handles: of the legend.
+        handles: of the legend; or heading -> handles, for one legend below the other.
         wspace: between panels, as a share of their width.
         below: inches for labels below the lowest panels.
         gap: inches between rows.
+        named: whether even a single row has the name of its model.
     """
+    named = named or len(models) > 1
     width, panels = (float(inches) for inches in figure.get_size_inches())
-    left = _LEFT + (_NAME if len(models) > 1 else 0)
-    n_columns, lines = _legend_columns(handles, width - 0.3)
+    left = _LEFT + (_NAME if named else 0)
+    legends = dict(handles) if isinstance(handles, Mapping) else {"": handles}
+    columns = {heading: _legend_columns(own, width - 0.3) for heading, own in legends.items()}
+    lines = sum(n_lines + bool(heading) for heading, (_, n_lines) in columns.items())
     figure.set_size_inches(width, panels + 2)  # close enough for the wrapping, which goes by width
     top = headline(figure, title, subtitle)
     for text in list(figure.texts):
@@ -90,22 +95,42 @@ def finish(
         wspace=wspace,
         hspace=gap * rows / panels,
     )
-    if len(models) > 1:
+    if named:
         for number, name in enumerate(models):
             box = axes[number, 0].get_position()
             middle = (box.y1 + box.y0) / 2
             figure.text(0.1 / width, middle, name, rotation=90, fontweight="bold", va="center", ha="left")
-    if handles:
-        figure.legend(
-            handles=list(handles),
+    bottom = 0.05
+    for heading, own in reversed(legends.items()):
+        n_columns, n_lines = columns[heading]
+        if not n_lines:
+            continue
+        legend = figure.legend(
+            handles=list(own),
             loc="lower left",
-            bbox_to_anchor=(0.12 / width, 0.05 / height),
+            bbox_to_anchor=(0.12 / width, bottom / height),
             ncols=n_columns,
             borderaxespad=0,
             columnspacing=1.5,
             handlelength=2.0,
             labelspacing=0.35,
+            title=heading or None,
+            title_fontproperties={"weight": "bold", "size": 9},
+            alignment="left",
         )
+        figure.add_artist(legend)
+        bottom += _LINE * (n_lines + bool(heading))
+
+
+def sentences(title: str, subtitle: str) -> NotebookFigure:
+    """A figure of words alone, where no model has anything to draw."""
+    figure = NotebookFigure(figsize=(9.6, 3))
+    top = headline(figure, title, subtitle)
+    for text in list(figure.texts):
+        text.remove()
+    figure.set_size_inches(9.6, top + 0.15)
+    headline(figure, title, subtitle)
+    return figure
 
 
 def _legend_columns(handles: Sequence[Any], room: float) -> tuple[int, int]:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from capa_probe.errors import CapaProbeError
+from capa_probe.figures.cosine_axis import TICKS, cosine_limits, drawable, from_nines, nines
 from capa_probe.figures.entry import ModelTables, Source
-from capa_probe.figures.ffn_cosine import TICKS, drawable, from_nines, nines
 from capa_probe.figures.grid import finish, grid
 from capa_probe.figures.style import (
     INK,
@@ -188,17 +188,11 @@ def _share_turns(panels: list[Any]) -> None:
     drawn = [np.asarray(line.get_ydata(), float) for axes in panels for line in axes.lines]
     bands = [path.vertices[:, 1] for axes in panels for c in axes.collections for path in c.get_paths()]
     values = np.concatenate([*drawn, *bands]) if drawn else np.array([])
-    values = nines(values[np.isfinite(values)])
-    if not len(values):
+    if not np.isfinite(values).any():
         return
-    room = 0.08 * max(values.max() - values.min(), 0.5)
-    low, high = values.min() - room, values.max() + room
     for axes in panels:
-        axes.set_ylim(*from_nines(np.array([low, high])))
-        ticks = [tick for tick in TICKS if low <= nines(np.array(tick)) <= high and tick not in _CROWDED]
+        cosine_limits(axes, values, tuple(tick for tick in TICKS if tick not in _CROWDED))
         axes.tick_params(axis="y", labelsize=7.5)
-        axes.yaxis.set_major_locator(FixedLocator(ticks))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _share_limits(panels: list[Any]) -> None:
@@ -230,9 +224,14 @@ def _subtitle(models: ModelTables) -> str:
         )
         who = f"{name}: " if len(models) > 1 else ""
         lines.append(f"{who}{count(int(table['n_all'].iloc[0]), 'sample')} with {size}")
+    marks = (
+        "; marks on their own: median of sinks"
+        if any(len(tables["roles"]) for tables in models.values())
+        else ""
+    )
     lines.append(
-        "Lines: median over a sample's tokens; bands: 5th to 95th percentile; both averaged over samples; "
-        "cosine: of the stream before and after the update"
+        "Lines: median over a sample's tokens; bands: 5th to 95th percentile; both averaged over samples"
+        f"{marks}\nCosine (no unit): of the stream before and after the update"
     )
     return "\n".join(lines)
 

@@ -10,9 +10,11 @@ from capa_probe.figures.attention_contribution import attention_contribution_dra
 from capa_probe.figures.entry import Entry, ModelTables, Source
 from capa_probe.figures.ffn_cosine import ffn_cosines, ffn_cosines_tables
 from capa_probe.figures.norms import norms_compared, norms_tables
-from capa_probe.figures.overlays import overlays_of_model, overlays_tables
+from capa_probe.figures.overlay_tables import overlays_tables
+from capa_probe.figures.overlays import overlays_of_model
 from capa_probe.figures.scatter_tables import COLUMNS, panel_layers, scatter_tables
-from capa_probe.figures.sink_split import sink_split, sink_split_tables
+from capa_probe.figures.sink_split import sink_split
+from capa_probe.figures.split_tables import sink_split_tables
 from capa_probe.figures.token_shares import token_shares, token_shares_tables
 
 #: Points of the scatter that are kept per panel and role: what is shipped stays small.

@@ -77,6 +77,20 @@ def sizes_of(models: Mapping[str, pd.DataFrame]) -> str:
     return "; ".join(f"{name}: {size}" for name, size in said.items())
 
 
+def notes(models: Mapping[str, Tables], table: str, named: bool) -> str:
+    """The remarks of models in a table of them, each said once: a line for those that go for the same models."""
+    whose: dict[str, list[str]] = {}
+    for name, tables in models.items():
+        for note in tables[table]["note"] if table in tables else ():
+            whose.setdefault(note, []).append(name)
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for note, names in whose.items():
+        lines.setdefault(tuple(names), []).append(note)
+    return "\n".join(
+        f"{', '.join(names)}: {' '.join(said)}" if named else " ".join(said) for names, said in lines.items()
+    )
+
+
 def per_cent(axis: Any, low: float = -0.03, high: float = 1.03) -> None:
     """Make a y axis one of shares, in per cent."""
     axis.axes.set_ylim(low, high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import Entry, Kind
 from capa_probe.figures.of_benchmark import BENCHMARK_ENTRIES
 from capa_probe.figures.of_profile import PROFILE_ENTRIES
@@ -17,8 +18,22 @@ COMMANDS: dict[Kind, str] = {
     "profile": "capa-probe profile MODEL DATA --out RUN",
     "confirm": "capa-probe confirm MODEL DATA --out RUN",
     "depth": "capa-probe depth MODEL DATA --out RUN",
-    "training": "python scripts/train_demo_lvlm.py --out RUN",
+    "training": "python scripts/train_demo_lvlm.py --family FAMILY --out RUN",
 }
+
+
+def entries_named(names: str) -> tuple[Entry, ...]:
+    """Figures by their names, with commas between; all for "".
+
+    Raises:
+        CapaProbeError: there is no figure of a name.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in {entry.name for entry in ENTRIES}:
+            known = ", ".join(entry.name for entry in ENTRIES)
+            raise CapaProbeError(f"--only {name} was given; give some of {known}.")
+    return tuple(entry for entry in ENTRIES if not wanted or entry.name in wanted)
 
 
 def markdown(entries: Sequence[Entry] = ENTRIES) -> str:

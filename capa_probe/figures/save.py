@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,9 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
+#: In an SVG: what holds coordinates in points, those of more than two decimals, and the markers of a line.
+_COORDINATES, _DECIMALS = re.compile(r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'), re.compile(r"\d+\.\d{3,}")
+_MARKERS = re.compile(r'<g( clip-path="[^"]*")>\n((?:<use [^>]*/>\n)+)</g>')
 #: Where a file says which data it was drawn from: a text chunk of a PNG, and the identifier of an SVG or PDF.
 DATA_KEY, _PREFIX = "DataSHA256", "sha256:"
 
@@ -72,6 +76,8 @@ def save(
         draw = partial(figure.savefig, format=kind, dpi=dpi, metadata=metadata)
         if kind == "png" and small:
             draw = partial(_small, figure, metadata, dpi)
+        elif kind == "svg":
+            draw = partial(_compact, draw)
         with mpl.rc_context({"svg.hashsalt": png.stem}):
             written.append(replace(png.with_suffix(f".{kind}"), draw))
     return written
@@ -90,6 +96,29 @@ def saved_data(path: str | os.PathLike[str]) -> str | None:
         return None
     identified = re.search(rf"<dc:identifier>{_PREFIX}([0-9a-f]+)</dc:identifier>", text)
     return identified[1] if identified else None
+
+
+def _compact(draw: Callable[[io.BytesIO], None], file: Path) -> None:
+    """An SVG that looks the same and is smaller by a third.
+
+    Coordinates have two decimals (of a point), no line is indented, and the markers of a line share one style.
+    """
+    drawn = io.BytesIO()
+    draw(drawn)
+    text = re.sub(r" *\n *", "\n", drawn.getvalue().decode("utf-8"))
+    text = _COORDINATES.sub(
+        lambda found: _DECIMALS.sub(lambda number: f"{float(number[0]):.2f}", found[0]), text
+    )
+    text = _MARKERS.sub(_with_one_style, text)
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _with_one_style(group: re.Match[str]) -> str:
+    styles = set(re.findall(r' style="[^"]*"', group[2]))
+    if len(styles) != 1:
+        return group[0]
+    (style,) = styles
+    return f"<g{group[1]}{style}>\n{group[2].replace(style, '')}</g>"
 
 
 def _small(figure: Figure, metadata: dict[str, str | None], dpi: int, file: Path) -> None:

@@ -10,17 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from capa_probe.figures.entry import ModelTables, Source
-from capa_probe.figures.grid import empty, finish, grid, span
+from capa_probe.figures.grid import finish, grid, sentences, span
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
     ends,
     interval_columns,
     measured,
+    notes,
     overall,
     per_cent,
     wanted,
 )
-from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, RULE, SCORES, styled
+from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, RULE, SCORES, count, styled
 
 _COLUMNS = ["layer", "role", "removed", "task", "n", "n_images"]
 _COLUMNS += interval_columns("correct", "agrees", "hellinger")
@@ -31,6 +32,7 @@ _INSTEAD = {
     "visual": ("as many visual tokens, at random", "D"),
 }
 _SHIFT = 0.2
+_TITLE = "Removing Probability Dumps, Structural Anchors, or as many other visual tokens"
 
 
 def sink_removal_tables(source: Source) -> dict[str, pd.DataFrame]:
@@ -55,30 +57,31 @@ def sink_removal(models: ModelTables) -> Figure:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
     found = {name: overall(wanted(tables, "dumps_anchors", _COLUMNS)) for name, tables in models.items()}
-    figure, axes = grid(found, 2, size=(10.4, 2.5))
-    for row, (name, table) in zip(axes, found.items(), strict=True):
-        if table.empty:
-            notes = models[name].get("dumps_anchors_notes", pd.DataFrame({"note": []}))["note"]
-            empty(row[0], " ".join(notes) or "No sinks were found.")
-            row[1].set_axis_off()
-            continue
+    filled = {name: table for name, table in found.items() if len(table)}
+    said = notes(models, "dumps_anchors_notes", len(found) > 1)
+    if not filled:
+        return sentences(_TITLE, said or "No sinks were found.")
+    figure, axes = grid(filled, 2, size=(10.4, 2.5))
+    for row, (name, table) in zip(axes, filled.items(), strict=True):
         counts = models[name].get("dumps_anchors_counts", pd.DataFrame(columns=_COUNTS)).set_index("layer")
         for panel, measure in zip(row, (measured(table), "hellinger"), strict=True):
             _panel(panel, table, counts, measure)
+    removed = {role for table in filled.values() for role in table["role"]}
     handles = [
         Line2D([], [], linestyle="", color=colour, marker=marker, markersize=7, label=f"all {ROLE_NAMES[role]}s")
         for role, (colour, marker) in ROLES.items()
-        if role in ("dump", "anchor")
+        if role in removed
     ] + [
         Line2D([], [], linestyle="", color=SCORES["random"].colour, marker=marker, markersize=6, label=name)
         for name, marker in _INSTEAD.values()
     ]  # fmt: skip
     finish(
-        figure, axes, found, "Removing Probability Dumps, Structural Anchors, or as many other visual tokens",
+        figure, axes, filled, _TITLE,
         "Only samples that have such sinks at that layer (n, of which a handful says little); bars: "
         "95 % interval over images (Wilson's where all answers are alike); gone from that layer on\n"
-        "Hellinger distance: of the next-token distribution at the last prompt token, from the model itself",
-        handles, wspace=0.22, below=0.72, gap=0.95,
+        "Hellinger distance: of the next-token distribution at the last prompt token, from the model itself\n"
+        f"{said}".rstrip(),
+        handles, wspace=0.22, below=0.72, gap=0.95, named=len(found) > 1,
     )  # fmt: skip
     return figure
 
@@ -103,7 +106,7 @@ def _panel(panel: Any, table: pd.DataFrame, counts: pd.DataFrame, measure: str) 
     names = []
     for layer, role in groups:
         own = table[(table["layer"] == layer) & (table["role"] == role)]
-        number = f"{int(counts.loc[layer, f'n_{role}']):,} {role}s" if layer in counts.index else f"{role}s"
+        number = count(int(counts.loc[layer, f"n_{role}"]), role) if layer in counts.index else f"{role}s"
         names.append(f"layer {layer}\n{number}\nn = {int(own['n'].iloc[0])}")
     panel.set_xticks(range(len(groups)), names, fontsize=8, color=INK)
     panel.set_xlim(-0.5, len(groups) - 0.5)
@@ -119,5 +122,5 @@ def _panel(panel: Any, table: pd.DataFrame, counts: pd.DataFrame, measure: str) 
         )
         panel.set_title("Distance from the model itself", loc="left", fontweight="bold")
     else:
-        per_cent(panel.yaxis)
+        per_cent(panel.yaxis, high=1.05)
         panel.set_title("Answers", loc="left", fontweight="bold")

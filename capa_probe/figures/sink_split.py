@@ -10,18 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from capa_probe.analysis import sink_bimodality
 from capa_probe.analysis.bimodality import ALL_LAYERS
-from capa_probe.analysis.reading import FIRST_LAYER, strongest
-from capa_probe.analysis.splits import OTHERS
+from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.entry import ModelTables, Source, Tables
-from capa_probe.figures.grid import empty, finish, grid
-from capa_probe.figures.style import FAINT, INK, QUIET, ROLE_NAMES, ROLES, count, styled
+from capa_probe.figures.entry import ModelTables, Tables
+from capa_probe.figures.grid import finish, grid, sentences
+from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, count, styled
 
-#: Points kept per layer and role.
-MAX_POINTS = 300
-N_BINS = 40
+_TITLE = "What sinks contribute, and whether that parts them in two"
+_C = "contribution C\n(L2 norm)"
 #: How far points of a layer spread sideways.
 _WIDTH = 0.62
 _NEEDED = {
@@ -43,107 +40,13 @@ _NEEDED = {
 }
 
 
-def sink_split_tables(source: Source) -> dict[str, pd.DataFrame]:
-    """What :func:`sink_split` draws, from a profile with classified sinks.
-
-    Raises:
-        CapaProbeError: the run is no profile, or its sinks could not be classified.
-    """
-    if source.prof is None or "sinks" not in source.tables:
-        raise CapaProbeError(
-            "This run holds no table of sinks; profile with attention, contribution and sink_strength among the "
-            'probes and rows="visual" or "all".'
-        )
-    sinks = source.tables["sinks"]
-    found = split_tables(sinks, source.tables.get("bimodality"))
-    facts = found["facts"]
-    facts["n_samples"] = int(source.prof.manifest["n_samples"])
-    if sinks.empty:
-        largest = strongest(source.prof, sinks.attrs.get("offsets"))
-        if largest is not None:
-            facts["strongest"], facts["at"] = largest[0], float(largest[1])
-    return found
-
-
-def split_tables(
-    sinks: pd.DataFrame, bimodality: pd.DataFrame | None = None, most: int = MAX_POINTS
-) -> dict[str, pd.DataFrame]:
-    """The small tables behind :func:`sink_split`.
-
-    Args:
-        sinks: what ``classify_sinks(prof)`` returned; it may be empty.
-        bimodality: what ``sink_bimodality(sinks)`` returned; made here if not given.
-        most: points kept per layer and role, evenly from the table.
-
-    Returns:
-        ``points`` (``layer``, ``role``, ``value``), ``bins`` (distribution of all sinks over log10 of the value, by
-        layer and role), ``splits`` (by layer, the value that parts the roles), ``bimodality``, and ``facts``. The
-        value is C divided by the median C of the other visual tokens of the same sample and layer where that is the
-        split ("non-sink-median", so that it parts at 1), and C itself for the others.
-    """
-    relative = sinks.attrs.get("split", "non-sink-median") == "non-sink-median"
-    own, others = (sinks[name].to_numpy(np.float64) for name in ("contribution", OTHERS))
-    value = own.copy()
-    if relative:
-        value = np.divide(own, others, out=np.full(len(own), np.nan), where=others > 0)
-    table = pd.DataFrame({"layer": sinks["layer"], "role": sinks["role"].astype(str), "value": value})
-    known = table[table["value"] > 0].sort_values(["layer", "role", "value"], kind="stable")
-    thinned = [
-        rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int))]
-        for _, rows in known.groupby(["layer", "role"])
-    ]
-    facts = {
-        "n_samples": int(sinks["sample"].nunique()),
-        "n_layers": len(sinks.attrs.get("n_visual", [])),
-        "tau": sinks.attrs.get("tau", np.nan),
-        "split": str(sinks.attrs.get("split", "non-sink-median")),
-        "relative": relative,
-        "n_sinks": len(sinks),
-        "n_left_out": len(table) - len(known),
-        "strongest": np.nan,
-        "at": np.nan,
-    }
-    return {
-        "points": pd.concat(thinned, ignore_index=True) if thinned else known,
-        "bins": _bins(known),
-        "splits": _splits(known, relative),
-        "bimodality": sink_bimodality(sinks) if bimodality is None else bimodality,
-        "facts": pd.DataFrame([facts]),
-    }
-
-
-def _bins(known: pd.DataFrame) -> pd.DataFrame:
-    logs = np.log10(known["value"].to_numpy(np.float64))
-    rows = []
-    if len(logs):
-        room = 0.0 if logs.max() > logs.min() else 0.5
-        edges = np.linspace(logs.min() - room, logs.max() + room, N_BINS + 1)
-        for (layer, role), own in known.groupby(["layer", "role"]):
-            counts, _ = np.histogram(np.log10(own["value"]), bins=edges)
-            rows += [
-                (layer, role, edges[at], edges[at + 1], counts[at]) for at in np.flatnonzero(counts).tolist()
-            ]
-    return pd.DataFrame(rows, columns=["layer", "role", "low", "high", "n"])
-
-
-def _splits(known: pd.DataFrame, relative: bool) -> pd.DataFrame:
-    """Where the roles part in each layer: at 1, or halfway (in log) between the highest dump and the lowest anchor."""
-    rows = []
-    for layer, own in known.groupby("layer"):
-        dumps, anchors = (own.loc[own["role"] == role, "value"] for role in ("dump", "anchor"))
-        if relative:
-            rows.append((layer, 1.0))
-        elif len(dumps) and len(anchors):
-            rows.append((layer, float(np.sqrt(dumps.max() * anchors.min()))))
-    return pd.DataFrame(rows, columns=["layer", "value"])
-
-
 @styled
 def sink_split(models: ModelTables) -> Figure:
     """Log contribution of sinks by layer and role, with the split, and its distribution over all layers.
 
     Args:
-        models: name of a model -> what :func:`split_tables` returned; each has a row of panels.
+        models: name of a model -> what :func:`split_tables` returned; each that has sinks has a row
+            of panels.
 
     Raises:
         CapaProbeError: a table or a column is missing, or there are too many models.
@@ -155,13 +58,11 @@ def sink_split(models: ModelTables) -> Figure:
                 raise CapaProbeError(
                     f"The table {table} of {name} lacks the columns {', '.join(missing)}; give what split_tables made."
                 )
-    figure, axes = grid(models, 2, ratios=(2.6, 1), size=(9.6, 2.9))
-    for row, tables in zip(axes, models.values(), strict=True):
-        facts = tables["facts"].iloc[0]
-        if tables["points"].empty:
-            empty(row[0], _no_sinks(facts))
-            row[1].set_axis_off()
-            continue
+    filled = {name: tables for name, tables in models.items() if len(tables["points"])}
+    if not filled:
+        return sentences(_TITLE, _subtitle(models))
+    figure, axes = grid(filled, 2, ratios=(2.6, 1), size=(9.6, 2.9))
+    for row, tables in zip(axes, filled.values(), strict=True):
         _by_layer(row[0], tables)
         _overall(row[1], tables)
         limits = _limits(tables)
@@ -175,32 +76,16 @@ def sink_split(models: ModelTables) -> Figure:
             panel.yaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         row[1].tick_params(labelleft=False)
-        unit = "C / median C of non-sinks\n(no unit)" if facts["relative"] else "contribution C\n(L2 norm)"
+        unit = "C / median C of non-sinks\n(no unit)" if tables["facts"]["relative"].iloc[0] else _C
         row[0].set_ylabel(unit)
     axes[0, 0].set_title("Sinks by layer", loc="left", fontweight="bold")
     axes[0, 1].set_title("All layers", loc="left", fontweight="bold")
-    filled = [row for row, tables in zip(axes, models.values(), strict=True) if len(tables["points"])]
-    if filled:
-        filled[-1][0].set_xlabel("decoder layer (from 0)")
-        filled[-1][1].set_xlabel("sinks")
+    axes[-1, 0].set_xlabel("decoder layer (from 0)")
+    axes[-1, 1].set_xlabel("sinks")
     finish(
-        figure, axes, models, "What sinks contribute, and whether that parts them in two",
-        _subtitle(models), _handles(models), wspace=0.06,
+        figure, axes, filled, _TITLE, _subtitle(models), _handles(filled), wspace=0.06, named=len(models) > 1
     )  # fmt: skip
     return figure
-
-
-def _no_sinks(facts: pd.Series[Any]) -> str:
-    tau = "" if np.isnan(facts["tau"]) else f" at τ = {facts['tau']:g}"
-    if facts["n_sinks"]:
-        return f"None of the {int(facts['n_sinks']):,} sinks{tau} has a contribution that can be compared."
-    strongest = (
-        ""
-        if np.isnan(facts["strongest"])
-        else f"\nlargest sink strength of a visual token, offset dimensions left out: {facts['strongest']:.3g}, "
-        f"in layer {facts['at']:.0f}"
-    )
-    return f"No sinks{tau}{strongest}"
 
 
 def _by_layer(axes: Any, tables: Tables) -> None:
@@ -302,21 +187,35 @@ def _limits(tables: Tables) -> tuple[float, float]:
 def _subtitle(models: ModelTables) -> str:
     lines = []
     for name, tables in models.items():
-        facts = tables["facts"].iloc[0]
-        tau = "" if np.isnan(facts["tau"]) else f" at τ = {facts['tau']:g}"
-        found = count(int(facts["n_sinks"]), "sink") if facts["n_sinks"] else "no sinks"
-        overall = tables["bimodality"]
-        overall = overall[overall["layer"] == ALL_LAYERS]
-        tokens = f" ({count(int(overall['n_tokens'].iloc[0]), 'different token')})" if len(overall) else ""
-        text = f"{found}{tau}{tokens if facts['n_sinks'] else ''}"
-        text += f"; {count(int(facts['n_samples']), 'sample')}" if facts["n_samples"] else ""
-        if facts["n_left_out"]:
-            text += f"; {int(facts['n_left_out']):,} with nothing to compare with, or C = 0, left out"
+        text = _found(tables)
         lines.append(f"{name}: {text}" if len(models) > 1 else text[0].upper() + text[1:])
-    lines.append(
-        "At the top: whether log C has two modes, by Hartigan's dip test and Ashman's D together; a token counts once"
-    )
+    if any(len(tables["points"]) for tables in models.values()):
+        lines.append(
+            "At the top: whether log C has two modes, by Hartigan's dip test and Ashman's D together; a token counts "
+            "once"
+        )
     return "\n".join(lines)
+
+
+def _found(tables: Tables) -> str:
+    """How many sinks there are; where there are none, how strong the strongest token is."""
+    facts = tables["facts"].iloc[0]
+    tau = "" if np.isnan(facts["tau"]) else f" at τ = {facts['tau']:g}"
+    text = f"{count(int(facts['n_sinks']), 'sink') if facts['n_sinks'] else 'no sinks'}{tau}"
+    overall = tables["bimodality"]
+    overall = overall[overall["layer"] == ALL_LAYERS]
+    if facts["n_sinks"] and len(overall):
+        text += f" ({count(int(overall['n_tokens'].iloc[0]), 'different token')})"
+    if facts["n_samples"]:
+        text += f"; {count(int(facts['n_samples']), 'sample')}"
+    if not facts["n_sinks"] and not np.isnan(facts["strongest"]):
+        text += (
+            f"; largest sink strength of a visual token outside offset dimensions: {facts['strongest']:.3g} "
+            f"(layer {facts['at']:.0f})"
+        )
+    if facts["n_left_out"]:
+        text += f"; {int(facts['n_left_out']):,} with nothing to compare with, or C = 0, left out"
+    return text
 
 
 def _handles(models: ModelTables) -> list[Any]:
@@ -326,8 +225,6 @@ def _handles(models: ModelTables) -> list[Any]:
         for role in ROLES
         if role in found
     ]
-    if not handles:
-        return [Line2D([], [], linestyle="", color=FAINT, label="no sinks to show")]
     splits = {str(tables["facts"]["split"].iloc[0]) for tables in models.values()}
     handles.append(Line2D([], [], color=INK, linewidth=1.4, label=f"split ({', '.join(sorted(splits))})"))
     return handles

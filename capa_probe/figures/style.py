@@ -81,6 +81,7 @@ TASKS: dict[str, Look] = {
     "count_kind": Look(_HUES[1], "o"),
     "count_where": Look(_HUES[1], "s"),
     "shape_at": Look(_HUES[2], "o"),
+    "shape_of": Look(_HUES[2], "s"),
     "same_color": Look(_HUES[3], "^"),
     "color": Look(_HUES[3], "o"),
     "color_at": Look(_HUES[3], "s"),
@@ -92,6 +93,8 @@ TASKS: dict[str, Look] = {
     "comparison": Look(_HUES[6], "o"),
     "chain": Look(_HUES[7], "o"),
     "describe": Look("#7A828C", "X"),
+    "list": Look("#7A828C", "v"),
+    "twins": Look("#7A828C", "*"),
     "all": Look(INK, "p"),
 }
 #: Several models or runs side by side, in the order given.

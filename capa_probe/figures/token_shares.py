@@ -40,7 +40,7 @@ _PARTS = {
 _TITLES = {
     "attention": "Share of attention",
     "contribution": "Share of contribution",
-    "change": "Change from the layer before",
+    "change": "Change of the contribution map",
 }
 #: Shades of VisiPruner's stages, light to dark with depth.
 _STAGES = dict(zip(STAGES, ("#eef0f2", "#ccd1d7", "#9aa2ab"), strict=True))

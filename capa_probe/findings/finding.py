@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -22,14 +21,12 @@ from capa_probe.analysis import (
     sink_summary,
     sink_totals,
 )
-from capa_probe.analysis.reading import strongest
+from capa_probe.analysis.saying import no_sinks, remarking
 from capa_probe.analysis.splits import check_split
 from capa_probe.errors import CapaProbeError
 from capa_probe.findings import remarks as say
 from capa_probe.measures import RELATIVE_TAU, TAU, choose_tau, resolve_tau
 from capa_probe.tables import LayerProfile
-
-T = TypeVar("T")
 
 #: Of the intervals around the mean FFN cosines.
 CONFIDENCE = 0.95
@@ -153,7 +150,7 @@ def find(
         try:
             dims = measure_sink_dims(prof, tau=chosen)
             known |= {"dims": dims, "model_dims": model_sink_dims(dims)}
-            sinks = _remarking(
+            sinks = remarking(
                 remarks, lambda: classify_sinks(prof, tau=chosen, split=split, quantile=quantile)
             )
         except CapaProbeError as error:  # the other analysis may still say something
@@ -162,13 +159,13 @@ def find(
             known |= _describe(sinks, _same_images(prof) if groups is None else groups)
             remarks += say.of_dims(dims, known["model_dims"])
             if sinks.empty:
-                remarks.append(_no_sinks(prof, threshold, sinks))
+                remarks.append(no_sinks(prof, sinks))
             else:
                 remarks += say.of_sinks(known["bimodality"], known["stability"])
     if "ffn_cosine" not in probes:
         remarks.append("Redundant layers were not looked for: the profile lacks the probe ffn_cosine.")
     else:
-        layers = _remarking(remarks, lambda: redundant_layers(prof, eta=eta, confidence=CONFIDENCE))
+        layers = remarking(remarks, lambda: redundant_layers(prof, eta=eta, confidence=CONFIDENCE))
         layers.attrs = {"eta": eta, "confidence": CONFIDENCE}
         known |= {"layers": layers, "agreement": paper_agreement(layers, prof.manifest)}
         remarks += say.of_layers(layers, eta, known["agreement"])
@@ -202,28 +199,3 @@ def _describe(sinks: pd.DataFrame, groups: Mapping[str, Hashable] | None) -> dic
         "bimodality": sink_bimodality(sinks, groups),
         "stability": role_stability(sinks, groups),
     }
-
-
-def _no_sinks(prof: LayerProfile, threshold: float, sinks: pd.DataFrame) -> str:
-    offsets = sinks.attrs["offsets"]
-    largest = strongest(prof, offsets)
-    if largest is None:
-        return f"No sinks at tau = {threshold:g}: the model has no layer from 2 on, where sinks count."
-    but = ", offset dimensions left out," if any(offsets) else ""
-    return (
-        f"No sinks at tau = {threshold:g}; the largest sink strength of a visual token{but} is {largest[0]:.3g}, "
-        f"in layer {largest[1]}."
-    )
-
-
-def _remarking(remarks: list[str], analyse: Callable[[], T]) -> T:
-    """Run an analysis; its warnings become remarks."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = analyse()
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            remarks.append(str(warning.message))
-        else:  # another package's, for developers
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return result

@@ -189,6 +189,11 @@ def kv_cache_values(shape: Shape, *, visual: int, text: int, kept: Mapping[int, 
 def visual_per_layer(shape: Shape, visual: int, kept: Mapping[int, int] | None = None) -> tuple[int, ...]:
     """Visual tokens that each layer's attention sees, under a kept schedule.
 
+    Args:
+        shape: of the model.
+        visual: visual tokens of the prompt.
+        kept: layer to the visual tokens that it and all later ones see; None for no pruning.
+
     Raises:
         CapaProbeError: a layer that does not exist, or a count that is above the one before it.
     """

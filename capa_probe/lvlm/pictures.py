@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from capa_probe.display import card, facts, picture, side_by_side, text
+from capa_probe.display import card, facts, picture, short_path, side_by_side, text
 from capa_probe.errors import CapaProbeError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def model_html(lvlm: HookedLVLM) -> str:
     parameters = sum(weight.numel() for weight in lvlm.model.parameters())
     name = str(lvlm.model.config.name_or_path)
     known = {
-        "model": name or None,
+        "model": short_path(name) or None,
         "class": f"{type(lvlm.model).__name__} (family {lvlm.family.name})",
         "parameters": f"{parameters:,}, {str(lvlm.model.dtype).removeprefix('torch.')}, on {lvlm.device}",
         "decoder": f"{lvlm.n_layers} layers, d_model {lvlm.d_model}, {text_config.num_attention_heads} heads over "

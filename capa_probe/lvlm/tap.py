@@ -58,7 +58,15 @@ class AttentionCall:
     causal: bool = True
 
     def probabilities(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Attention probabilities of the query rows [start, stop): (batch, head, query, key), float32."""
+        """Attention probabilities of some query rows.
+
+        Args:
+            start: the first row.
+            stop: the row behind the last one; None for all that follow. Negative numbers count from the end.
+
+        Returns:
+            (batch, head, stop - start, key), float32; 0 where a query may not see a key.
+        """
         n = self.query.shape[2]
         start, stop, _ = slice(start, stop).indices(n)
         if self.pattern is not None:

@@ -131,7 +131,18 @@ class Pruner(ABC):
     def choose(
         self, scores: Tensor, image: Tensor, alive: Tensor, keep: Keep, protected: Tensor | None
     ) -> Tensor:
-        """From scores to the tokens that stay; see :func:`capa_probe.pruning.keep.select`."""
+        """From scores to the tokens that stay: those of :func:`capa_probe.pruning.keep.select` unless overridden.
+
+        Args:
+            scores: (batch, position), higher is kept first; read at living visual tokens only.
+            image: (batch, position) image index of each original visual token, -1 elsewhere.
+            alive: bool (batch, position), tokens that are still there.
+            keep: share of the original visual tokens, or their number.
+            protected: bool (batch, position), visual tokens that stay in any case; None for none.
+
+        Returns:
+            bool (batch, position), part of ``alive``: text, and the visual tokens that stay.
+        """
         return select(scores, image, alive, keep, self.budget, protected)
 
     def alongside(

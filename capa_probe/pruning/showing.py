@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from capa_probe.display import card, facts, table, text
+from capa_probe.analysis.redundancy import layer_ranges
+from capa_probe.display import card, facts, short_path, table, text
 
 if TYPE_CHECKING:
     from capa_probe.pruning.base import Pruner
@@ -30,12 +31,20 @@ def pruner_html(pruner: Pruner) -> str:
     rows = [
         (
             of.name,
-            repr(getattr(pruner, of.name)),
+            _written(getattr(pruner, of.name)),
             "" if of.name in chosen and not _is_default(pruner, of) else "default",
         )
         for of in fields(pruner)
     ]
-    return card(type(pruner).__qualname__, text(_sentence(pruner)), table(("setting", "value", ""), rows))
+    return card(
+        type(pruner).__qualname__, text(_sentence(pruner)), table(("setting", "value", ""), rows, "left")
+    )
+
+
+def _written(value: Any) -> str:
+    """A setting's value; of FFN factors no more than which layers they are for, since they have a card of their own."""
+    layers = getattr(value, "layers", None)
+    return repr(value) if layers is None else f"{type(value).__name__} in layers {layer_ranges(layers)}"
 
 
 def _settings(pruner: Pruner) -> dict[str, Any]:
@@ -54,11 +63,10 @@ def _is_default(pruner: Pruner, of: Any) -> bool:
 def _sentence(pruner: Pruner) -> str:
     if not pruner.layers:
         return "Drops no token."
-    where = "after" if pruner.score_at == "same" else "before"
-    steps = [f"{where} layer {layer} {_budget(keep)}" for layer, keep in pruner.keeps.items()]
-    how = "at every decode step sees" if pruner.every_step else "keeps"
-    of = "an image" if pruner.budget == "image" else "a sample"
-    return f"Of the visual tokens of {of}, {how} {', '.join(steps)}."
+    where = "after layer {}" if pruner.score_at == "same" else "from layer {} on"
+    steps = [f"{_budget(keep)} {where.format(layer)}" for layer, keep in pruner.keeps.items()]
+    how = "every decode step sees" if pruner.every_step else "keeps"
+    return f"Of the visual tokens of each {pruner.budget}, {how} {', '.join(steps)}."
 
 
 def _budget(keep: float) -> str:
@@ -106,7 +114,7 @@ def hadamard_html(factors: HadamardFFN) -> str:
         "fitted on": f"{factors.n_tokens:,} visual tokens of {factors.n_samples:,} samples"
         if factors.n_samples
         else None,
-        "model": factors.manifest.get("model"),
+        "model": short_path(str(factors.manifest["model"])) if factors.manifest.get("model") else None,
     }
     rows = [
         (

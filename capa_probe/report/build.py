@@ -13,6 +13,7 @@ import jinja2
 
 from capa_probe.__about__ import __version__
 from capa_probe.errors import CapaProbeError
+from capa_probe.figures.style import count
 from capa_probe.files import replace
 from capa_probe.findings import Findings
 from capa_probe.report import commands, words
@@ -20,30 +21,35 @@ from capa_probe.report.charts import charts
 from capa_probe.report.costs import costs
 from capa_probe.report.encoding import script_json
 from capa_probe.report.explorer import QUANTITIES, examples
-from capa_probe.report.listings import columns_of, listings
+from capa_probe.report.listing import columns_of
+from capa_probe.report.listings import listings
 from capa_probe.report.pictures import colours
 from capa_probe.report.pruned import strangers
 from capa_probe.report.runs import ShownRun, read_runs
 from capa_probe.report.scatter import scatter
 from capa_probe.report.settings import tables
+from capa_probe.report.strip import height_note, strip
 
 #: Name of the report in its run's folder.
 REPORT_FILE = "report.html"
 #: Characters that the examples of all runs may take, and the points of all scatter plots: under 10 MB with the rest.
 EXAMPLES_ROOM, POINTS_ROOM = 8_000_000, 800_000
+#: Characters of names up to which a title has those of all runs.
+_TITLE = 60
 _TEMPLATES = Path(__file__).parent / "templates"
 #: The page's scripts, in the order in which they build on each other.
 SCRIPTS = (
     "data",
     "numbers",
     "state",
+    "axes",
     "colours",
     "download",
     "patch",
     "heatmap",
     "samples",
     "explorer",
-    "axes",
+    "legend",
     "charts",
     "scatter",
     "tables",
@@ -101,6 +107,8 @@ def _page(runs: Sequence[ShownRun], paths: Sequence[Path], n_examples: int) -> s
                 "name": run.name,
                 "layers": run.n_layers,
                 "examples": shown,
+                "offsets": words.offset_dims(run.findings),
+                "sinks_known": run.findings is not None and run.findings.sinks is not None,
                 "points": scatter(run, POINTS_ROOM / len(runs)),
             }
             for run, (shown, _) in zip(runs, found, strict=True)
@@ -112,7 +120,7 @@ def _page(runs: Sequence[ShownRun], paths: Sequence[Path], n_examples: int) -> s
     script = "".join((_TEMPLATES / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     return _environment().get_template("report.html.j2").render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        title=_title([run.name for run in runs]),
         policy=_policy(script, style),
         style=style,
         script=script,
@@ -128,18 +136,25 @@ def _page(runs: Sequence[ShownRun], paths: Sequence[Path], n_examples: int) -> s
     )  # fmt: skip
 
 
+def _title(names: Sequence[str]) -> str:
+    together = ", ".join(names)
+    return together if len(names) == 1 or len(together) <= _TITLE else f"{len(names)} runs"
+
+
 def _model(run: ShownRun, number: int, shown: list[dict[str, Any]], no_examples: str) -> dict[str, Any]:
     """What the templates show of a run without a script."""
     manifest, findings = run.prof.manifest, run.findings
     return {
         "number": number,
         "name": run.name,
-        "manifest": manifest,
+        "facts": words.facts(manifest, findings),
+        "samples": count(int(manifest["n_samples"]), "sample"),
         "tiles": words.tiles(manifest, findings, costs(run.tables)),
         "warnings": words.warnings(manifest, findings),
         "verdict": words.verdict(findings),
         "cautions": words.cautions(manifest, run.remarks),
-        "strip": words.strip(manifest, findings),
+        "strip": strip(manifest, findings),
+        "height_note": height_note(findings),
         "any_sinks": findings is not None
         and findings.by_layer is not None
         and bool(findings.by_layer["n_sinks"].any()),
@@ -151,6 +166,13 @@ def _model(run: ShownRun, number: int, shown: list[dict[str, Any]], no_examples:
     }
 
 
+def _compared(models: Sequence[dict[str, Any]]) -> dict[str, list[words.Tile | None]]:
+    """For several runs: what a tile says, to that tile of each run, None where it has none."""
+    labels = dict.fromkeys(tile.label for model in models for tile in model["tiles"])
+    found = [{tile.label: tile for tile in model["tiles"]} for model in models]
+    return {label: [tiles.get(label) for tiles in found] for label in labels}
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -160,6 +182,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["columns_of"] = columns_of
+    environment.globals["compared"] = _compared
     return environment
 
 

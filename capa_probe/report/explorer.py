@@ -32,7 +32,7 @@ class Quantity:
         label: in words.
         unit: its unit.
         scale: how its colour goes with it: "sqrt" (square root, from 0 to the largest value), "linear" (the same
-            without the root) or "range" (from the least to the largest value).
+            without the root) or "cosine" (logarithmic in 1 - x, from the least to the largest value).
         main: whether it is kept where there is no room for all.
         inverse: whether it is written as 1 - x.
     """
@@ -53,10 +53,10 @@ QUANTITIES = (
     ),
     Quantity("removal_effect", "Removal effect", "L2 norm, on the last prompt token", "sqrt", main=True),
     Quantity("value_norm", "Value norm", "L2 norm, mean over KV heads", main=True),
-    Quantity("ffn_cosine", "FFN cosine", "cos(x, x + FFN(x))", "range", main=True, inverse=True),
+    Quantity("ffn_cosine", "FFN cosine", "cos(x, x + FFN(x))", "cosine", main=True, inverse=True),
     Quantity("sink_strength", "Sink strength", "φ over all dimensions", main=True),
     Quantity("attention_text", "Attention from text", "probability, mean over text queries", "sqrt"),
-    Quantity("attn_cosine", "Attention cosine", "cos(x, x + attention(x))", "range", inverse=True),
+    Quantity("attn_cosine", "Attention cosine", "cos(x, x + attention(x))", "cosine", inverse=True),
     Quantity("resid_pre_norm", "Residual stream", "L2 norm, before the layer"),
     Quantity("resid_mid_norm", "Residual stream, middle", "L2 norm, before the FFN"),
     Quantity("attn_update_norm", "Attention update", "L2 norm"),

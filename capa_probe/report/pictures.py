@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
         label: which image of how many, and whether tiles or thumbnail; "" where there is only one.
-        image: as a data URI.
+        image: as a data URI; "" for that of the picture before it, of which this is the thumbnail.
         width, height: its size in pixels.
         grid: rows and columns of cells over all of it; (0, 0) where it is not known how tokens lie on it.
         cells: for each cell in reading order, the token's index among the sample's visual tokens; -1 for none.
@@ -98,16 +98,16 @@ def _of_image(
     except CapaProbeError as error:
         return [plain(name, file)], str(error)
     picture = _open(file)
-    uri, number = data_uri(picture), np.arange(len(tokens))
+    uri, indices = data_uri(picture), np.arange(len(tokens))
     return [
         Picture(
             ", ".join(part for part in (name, layout.label) if part),
-            uri,
+            "" if number else uri,
             *picture.size,
             layout.shape,
-            tuple(layout.spread(number, -1).ravel().tolist()),
+            tuple(layout.spread(indices, -1).ravel().tolist()),
         )
-        for layout in found
+        for number, layout in enumerate(found)
     ], ""
 
 

@@ -22,6 +22,7 @@ _MODEL = {
     "device": "device",
     "attention_backend": "attention backend",
     "config_hash": "SHA-256 of the config",
+    "weights_hash": "SHA-256 of the weights",
     "published_sink_dims": "published sink dimensions",
 }
 _DATA = {

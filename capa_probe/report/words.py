@@ -1,9 +1,9 @@
-"""What a report says in words: the summary on top, the cautions, and the strip of layers."""
+"""What a report says in words: the summary on top, and the cautions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ import pandas as pd
 
 from capa_probe.analysis import layer_ranges
 from capa_probe.examples import Example
+from capa_probe.figures.style import ROLE_NAMES, count
 from capa_probe.findings import Findings
 from capa_probe.measures import TAU
 from capa_probe.report.costs import Cost, points
 
 #: Fewer samples than this say little about a model.
 FEW_SAMPLES = 20
-#: Height of the highest bar of the strip, in units of its drawing.
-BAR_HEIGHT = 44.0
+#: Offset dimensions beyond this many are counted only.
+_MOST_OFFSETS = 4
 
 
 @dataclass(frozen=True)
@@ -31,66 +32,61 @@ class Tile:
     note: str
 
 
-@dataclass(frozen=True)
-class Bar:
-    """Part of a layer's bar in the strip: a role, and where it is drawn."""
-
-    role: str
-    top: float
-    height: float
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One layer in the strip.
-
-    Attributes:
-        layer: from 0.
-        ffn: "only" (redundant for visual tokens only), "both" (for text too), "no", or "" where not known.
-        sinks: how many; None where not known.
-        bars: its sinks by role, one upon the other.
-        title: the numbers in words.
-    """
-
-    layer: int
-    ffn: str
-    sinks: int | None
-    bars: tuple[Bar, ...]
-    title: str
-
-
 def model_name(manifest: Mapping[str, Any]) -> str:
     """The model's name; of a folder, its last part."""
     name = str(manifest.get("model", "unknown model"))
     return Path(name).name or name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
+def facts(manifest: Mapping[str, Any], findings: Findings | None) -> list[str]:
+    """What was profiled: the model, and on how much."""
+    said = [
+        str(manifest["family"]),
+        f"{manifest['n_layers']} decoder layers",
+        f"width {manifest['d_model']:,}",
+        str(manifest.get("dtype", "")),
+        _samples(int(manifest["n_samples"]), findings),
+        str(manifest.get("created", ""))[:10],
+    ]
+    return [each for each in said if each]
+
+
 def tiles(manifest: Mapping[str, Any], findings: Findings | None, costs: Sequence[Cost] = ()) -> list[Tile]:
     """The numbers at the top."""
-    n_layers = int(manifest["n_layers"])
-    shown = [Tile("samples", f"{int(manifest['n_samples']):,}", _tokens(findings))]
-    if findings is None:
-        return [*shown, _cost(costs)]
-    by_layer = findings.by_layer
-    if by_layer is not None:
-        n_sinks = int(by_layer["n_sinks"].sum())
-        with_sinks = int((by_layer["n_sinks"] > 0).sum())
-        found = f"in {with_sinks} of {n_layers} layers, one count per layer" if n_sinks else "in no layer"
-        shown.append(Tile("attention sinks", f"{n_sinks:,}", found))
-        if n_sinks:
-            dumps, anchors = (int(by_layer[f"n_{role}"].sum()) for role in ("dump", "anchor"))
-            note = f"of the sinks: {dumps:,}, and {anchors:,} anchors"
-            shown.append(Tile("Probability Dumps", percent(dumps / n_sinks), note))
-    if findings.layers is not None:
-        redundant = findings.layers.loc[findings.layers["redundant"], "layer"]
-        only = findings.layers.loc[findings.layers["visual_only"], "layer"]
-        shown += [
-            Tile("redundant FFN", f"{len(redundant)} of {n_layers}", _layers(redundant)),
-            Tile("for visual tokens only", f"{len(only)}", _layers(only))
-            if findings.layers["n_text"].all()
-            else Tile("for visual tokens only", "–", "no text tokens"),
-        ]
+    shown = []
+    if findings is not None and findings.by_layer is not None:
+        shown += _of_sinks(findings.by_layer)
+    if findings is not None and findings.layers is not None:
+        shown.append(_of_layers(findings.layers))
     return [*shown, _cost(costs)]
+
+
+def _of_sinks(by_layer: pd.DataFrame) -> list[Tile]:
+    n_sinks = int(by_layer["n_sinks"].sum())
+    if not n_sinks:
+        return [Tile("attention sinks", "0", "in no layer")]
+    share = percent(n_sinks / by_layer["n_visual"].sum())
+    where = _layers(by_layer.loc[by_layer["n_sinks"] > 0, "layer"])
+    n_dump, n_anchor, n_other = (int(by_layer[f"n_{role}"].sum()) for role in ROLE_NAMES)
+    names = f"Probability Dumps ({n_dump:,}) / Structural Anchors ({n_anchor:,})"
+    return [
+        Tile("attention sinks", f"{n_sinks:,}", f"{where}; {share} of visual tokens, counted in each layer"),
+        Tile(
+            "roles of the sinks",
+            f"{percent(n_dump / n_sinks)} / {percent(n_anchor / n_sinks)}",
+            f"{names}; undetermined: {n_other:,}" if n_other else names,
+        ),
+    ]
+
+
+def _of_layers(layers: pd.DataFrame) -> Tile:
+    redundant = layers.loc[layers["redundant"], "layer"]
+    note = _layers(redundant)
+    if len(redundant):
+        only = layers.loc[layers["visual_only"], "layer"]
+        alone = f"for visual tokens only: {layer_ranges(only)}"
+        note += f"; {alone if layers['n_text'].all() else 'no text tokens to compare with'}"
+    return Tile("layers with a redundant FFN", f"{len(redundant)} of {len(layers)}", note)
 
 
 def warnings(manifest: Mapping[str, Any], findings: Findings | None) -> list[str]:
@@ -104,8 +100,10 @@ def warnings(manifest: Mapping[str, Any], findings: Findings | None) -> list[str
     if findings.by_layer is None:
         said.append("sinks not known")
     elif findings.tau < TAU and math.sqrt(width := int(manifest["d_model"])) <= TAU:
-        most = f"φ is at most {math.sqrt(width):.3g} at width {width}"
-        said.append(f"τ = {TAU:g} cannot be reached ({most}); τ = {findings.tau:g} is used instead")
+        said.append(
+            f"sink threshold τ = {TAU:g} cannot be reached (sink strength φ is at most {math.sqrt(width):.3g} at width "
+            f"{width}); τ = {findings.tau:g} is used instead"
+        )
     if (
         findings.bimodality is not None
         and findings.by_layer is not None
@@ -123,15 +121,22 @@ def warnings(manifest: Mapping[str, Any], findings: Findings | None) -> list[str
 
 def _cost(costs: Sequence[Cost]) -> Tile:
     """What keeping a quarter of the visual tokens costs."""
-    label = "keeping 25 % of visual tokens"
+    label = "pruned to 25 % of visual tokens"
     if not costs:
         return Tile(label, "not known", "give a run of confirm or depth as well")
     worst, best = (of(costs, key=lambda cost: cost.change) for of in (min, max))
-    value, layers = points(best.change), f"before layer {best.layer}"
-    if points(worst.change) != value:
-        value = f"{points(worst.change)} to {value}"
-        layers = f"before layer {worst.layer} and {best.layer}"
-    return Tile(label, value, f"points of {best.measure}, {layers}; {best.n:,} questions")
+    value, said = f"{points(best.change)} points", [best]
+    if points(worst.change) != points(best.change):
+        value, said = f"{points(worst.change)} to {value}", [worst, best]
+    each = " and ".join(
+        f"{points(cost.change)} [{points(cost.low)}, {points(cost.high)}] before layer {cost.layer}"
+        for cost in said
+    )
+    return Tile(
+        label,
+        value,
+        f"of {best.measure}: {each}; tokens kept by contribution, {count(best.n, 'question')}, 95 % intervals",
+    )
 
 
 def verdict(findings: Findings | None) -> list[str]:
@@ -140,7 +145,7 @@ def verdict(findings: Findings | None) -> list[str]:
         return []
     said = []
     if findings.by_layer is not None:
-        said.append(_on_sinks(findings.by_layer, findings.tau))
+        said.append(_on_sinks(findings.by_layer, findings.tau, offsets(findings)))
     if findings.layers is not None:
         said.append(_on_redundancy(findings.layers, findings.eta))
     return said
@@ -158,42 +163,6 @@ def cautions(manifest: Mapping[str, Any], remarks: Sequence[str]) -> list[str]:
         samples = "1 sample was" if len(skipped) == 1 else f"{len(skipped):,} samples were"
         said.append(f"{samples} left out (listed under Settings).")
     return said
-
-
-def strip(manifest: Mapping[str, Any], findings: Findings | None) -> list[Cell]:
-    """One cell per layer; none where nothing is known."""
-    if findings is None or (findings.layers is None and findings.by_layer is None):
-        return []
-    ffn = _by_layer(findings.layers)
-    sinks = _by_layer(findings.by_layer)
-    most = max((int(row["n_sinks"]) for row in sinks.values()), default=0)
-    cells = []
-    for layer in range(int(manifest["n_layers"])):
-        state, number, said = "", None, [f"layer {layer}"]
-        counts: dict[str, int] = {}
-        if layer in ffn:
-            row = ffn[layer]
-            state = "only" if row["visual_only"] else "both" if row["redundant"] else "no"
-            if row["redundant"] and not row["n_text"]:
-                state = ""
-            text = f"{row['text_cosine']:.4f} text" if row["n_text"] else "no text tokens"
-            said.append(f"FFN cosine {row['visual_cosine']:.4f} visual, {text}")
-        if layer in sinks:
-            row = sinks[layer]
-            number = int(row["n_sinks"])
-            said.append(f"{number:,} sink{'' if number == 1 else 's'}")
-            counts = {role: int(row[f"n_{role}"]) for role in ("dump", "anchor", "undetermined")}
-        cells.append(Cell(layer, state, number, tuple(_stacked(counts, most)), "; ".join(said)))
-    return cells
-
-
-def _stacked(counts: Mapping[str, int], most: int) -> Iterator[Bar]:
-    top = BAR_HEIGHT
-    for role, number in counts.items():
-        if number:
-            height = BAR_HEIGHT * number / most
-            top -= height
-            yield Bar(role, top, height)
 
 
 def is_right(example: Example) -> bool | None:
@@ -214,32 +183,53 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if "e" in text and abs(value) >= 1 else text
 
 
-def _by_layer(table: pd.DataFrame | None) -> dict[int, Mapping[Any, Any]]:
-    return {} if table is None else {int(row["layer"]): row for row in table.to_dict("records")}
-
-
 def _layers(layers: pd.Series[int]) -> str:
     ranges = layer_ranges(layers)
     return ranges if layers.empty else f"layer{'' if len(layers) == 1 else 's'} {ranges}"
 
 
-def _tokens(findings: Findings | None) -> str:
+def _samples(n: int, findings: Findings | None) -> str:
+    said = count(n, "sample")
     if findings is None or findings.layers is None:
-        return ""
+        return said
     first = findings.layers.iloc[0]
-    return f"{int(first['n_visual']):,} visual, {int(first['n_text']):,} text tokens"
+    return f"{said} with {int(first['n_visual']):,} visual and {int(first['n_text']):,} text tokens"
 
 
-def _on_sinks(by_layer: pd.DataFrame, tau: float) -> str:
+def offset_dims(findings: Findings | None) -> list[list[int]]:
+    """For each layer, the dimensions that were left out as offsets, which make no sinks."""
+    if findings is None or findings.sinks is None:
+        return []
+    found, used = (findings.sinks.attrs.get(name) or [] for name in ("offsets", "dims_per_layer"))
+    return [
+        [int(dim) for dim in dims if layer >= len(used) or dim not in used[layer]]
+        for layer, dims in enumerate(found)
+    ]
+
+
+def offsets(findings: Findings | None) -> str:
+    """Dimensions that are large on too many visual tokens to tell sinks, and where; "" where there are none."""
+    layers: dict[int, list[int]] = {}
+    for layer, dims in enumerate(offset_dims(findings)):
+        for dim in dims:
+            layers.setdefault(dim, []).append(layer)
+    said = [f"dimension {dim} in {_layers(pd.Series(where))}" for dim, where in sorted(layers.items())]
+    more = len(said) - _MOST_OFFSETS
+    return ", ".join(said[:_MOST_OFFSETS] + ([f"{more} more"] if more > 0 else []))
+
+
+def _on_sinks(by_layer: pd.DataFrame, tau: float, offsets: str) -> str:
     n_sinks = int(by_layer["n_sinks"].sum())
     if not n_sinks:
-        return f"No visual token is an attention sink: none has a sink strength above τ = {tau:g}."
+        but = f", offsets aside ({offsets}, large on many tokens at once)" if offsets else ""
+        return f"No visual token is an attention sink: none has a sink strength φ above τ = {tau:g}{but}."
     here = by_layer[by_layer["n_sinks"] > 0]
     said = f"{_layers(here['layer']).capitalize()} ha{'s' if len(here) == 1 else 've'} attention sinks"
     if here["attention_share"].notna().any():
         top = here.sort_values("attention_share", na_position="first").iloc[-1]
+        where = f" In layer {int(top['layer'])}, where they get most, they" if len(here) > 1 else " They"
         said += (
-            f"; at most in layer {int(top['layer'])}, where {percent(top['share_sinks'])} of the visual tokens take "
+            f".{where} are {percent(top['share_sinks'])} of the visual tokens and get "
             f"{percent(top['attention_share'])} of the attention that visual tokens get"
         )
     dumps = int(by_layer["n_dump"].sum())

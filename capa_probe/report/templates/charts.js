@@ -10,23 +10,12 @@ report.Plot = class {
     this.place = this.figure.querySelector(".plot");
     this.several = report.content.runs.length > 1;
     this.figure.querySelector(".csv").addEventListener("click", () => report.download(chart.name, this.rows()));
-    this.legend();
+    this.legend = new report.Legend(chart, this.figure);
   }
 
   looks(line) { return this.several ? `run-${line.run} ${line.look}` : line.look; }
 
   label(line) { return this.several ? `${report.content.runs[line.run].name}: ${line.label}` : line.label; }
-
-  legend() {
-    const entries = this.chart.lines.map((line) => report.element("li", {},
-      report.svg("svg", { class: "dash", viewBox: "0 0 28 8", "aria-hidden": "true" },
-        report.svg("line", { class: `line ${this.looks(line)}`, x1: 0, x2: 28, y1: 4, y2: 4 })), ` ${this.label(line)}`));
-    const thresholds = this.chart.marks.map(([run, , label]) => report.element("li", {},
-      report.svg("svg", { class: "dash", viewBox: "0 0 28 8", "aria-hidden": "true" },
-        report.svg("line", { class: this.threshold(run), x1: 0, x2: 28, y1: 4, y2: 4 })),
-      ` ${this.several ? `${report.content.runs[run].name}: ` : ""}${label}`));
-    this.figure.querySelector(".legend").replaceChildren(...entries, ...thresholds);
-  }
 
   rows() {
     const heads = this.chart.lines.flatMap((line) => [this.label(line),
@@ -44,7 +33,7 @@ report.Plot = class {
     return this.chart.axis === "cosine" ? report.cosine(value) : report.number(value);
   }
 
-  readout(layer) {
+  spoken(layer) {
     return `Layer ${layer}: ` + this.chart.lines.filter((line) => layer < line.values.length)
       .map((line) => `${this.label(line)} ${this.text(line, layer)}`).join(" · ");
   }
@@ -67,7 +56,7 @@ report.Plot = class {
       viewBox: `0 0 ${width} ${report.HEIGHT}`, width, height: report.HEIGHT, tabindex: "0", role: "slider",
       "aria-label": `${this.figure.querySelector("h3").textContent}, layer`, "aria-valuemin": 0, "aria-valuemax": n - 1,
     }, ...this.shading(n), ...this.frame(limits, n), ...bands.map((line) => this.band(line)),
-    ...chart.marks.map(([run, value]) => report.svg("line", { class: this.threshold(run),
+    ...this.legend.thresholds.map(([run, value]) => report.svg("line", { class: this.legend.threshold(run),
       x1: box.left, x2: box.right, y1: this.y(value), y2: this.y(value) })), ...chart.lines.flatMap((line) => this.line(line)), this.cursor);
     this.drawing.addEventListener("pointermove", (event) => report.hoverLayer(this.layerAt(event)));
     this.drawing.addEventListener("pointerleave", () => report.hoverLayer(null));
@@ -125,8 +114,6 @@ report.Plot = class {
       points: [...there, ...back].map((at) => at.join(",")).join(" ") });
   }
 
-  threshold(run) { return this.several ? `threshold run-${run}` : "threshold"; }
-
   // The chosen layer, and the one that is pointed at.
   mark() {
     if (!this.drawing) return;
@@ -137,8 +124,9 @@ report.Plot = class {
       report.svg("circle", { class: `ring ${this.looks(line)}`, cx: this.x(shown), cy: this.y(line.values[shown]), r: 5 }));
     this.cursor.replaceChildren(upright(report.state.layer, "cursor chosen"),
       ...(report.hovered === null ? [] : [upright(shown, "cursor")]), ...rings);
-    const text = this.readout(shown);
-    this.figure.querySelector(".readout").textContent = text;
+    const text = this.spoken(shown);
+    this.figure.querySelector(".readout").textContent = this.several ? `Layer ${shown}` : text;
+    this.legend.say((line) => (shown < line.values.length ? this.text(line, shown) : "–"));
     this.drawing.setAttribute("aria-valuenow", shown);
     this.drawing.setAttribute("aria-valuetext", text);
   }

@@ -15,11 +15,13 @@ report.ends = (values) => {
 // From what to what the colours go; null without any value.
 report.range = (scale, values) => {
   const ends = report.ends(values);
-  return ends && scale !== "range" ? [Math.min(0, ends[0]), ends[1]] : ends;
+  return ends && scale !== "cosine" ? [Math.min(0, ends[0]), ends[1]] : ends;
 };
 
-// Where a value lies on the scale, 0 to 1.
-report.share = (scale, [low, high], value) => {
+// Where a value lies on the scale, 0 to 1. Cosines go as in the plots: by their distance from 1, logarithmically.
+report.share = (scale, ends, given) => {
+  const place = scale === "cosine" ? report.axes.cosine.place : (value) => value;
+  const [low, high] = ends.map(place), value = place(given);
   const share = high > low ? Math.min(1, Math.max(0, (value - low) / (high - low))) : 0;
   return scale === "sqrt" ? Math.sqrt(share) : share;
 };

@@ -29,6 +29,10 @@ report.indices = (text) => {
 report.quantities = report.content.quantities;
 report.quantity = (name) => report.quantities.find((quantity) => quantity.name === name);
 
+// Words of others inside a sentence: what runs from right to left, or turns directions round, must not leave its place.
+report.isolate = (text) => (/[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufeff]/.test(text)
+  ? `\u2068${text}\u2069` : text);
+
 // An element with attributes, and with text or elements in it. Text stays text, whatever is in it.
 report.element = (tag, attributes = {}, ...children) => {
   const element = document.createElement(tag);

@@ -3,8 +3,8 @@ report.csv = (rows) => {
   const field = (value) => {
     let text = String(value ?? "");
     // A spreadsheet would take such a text for a formula.
-    if (/^[=+@\t\r-]/.test(text) && !Number.isFinite(Number(text))) text = `'${text}`;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    if (/^\s*[=+@\uff1d\uff0b\uff20\uff0d-]|^[\t\r\n]/.test(text) && !Number.isFinite(Number(text))) text = `'${text}`;
+    return /[",;\t\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
 };

@@ -1,11 +1,6 @@
 // The layer explorer: its controls, and what they show.
 report.explorer = { maps: [] };
 
-report.fill = (select, options, chosen) => {
-  select.replaceChildren(...options.map(([value, label]) => report.element("option", { value }, label)));
-  select.value = chosen;
-};
-
 report.outlinePatch = () => report.explorer.maps.forEach((map) => map.outlineChosen());
 
 // The quantity that is shown where the sample lacks the one that was chosen.
@@ -17,8 +12,9 @@ report.listSamples = () => {
   const several = report.content.runs.length > 1;
   const groups = report.content.runs.map((run, number) => {
     const options = run.examples.map((example) =>
-      report.element("option", { value: `${number} ${example.id}` }, `${example.question} (${example.id})`));
-    return several ? report.element("optgroup", { label: run.name }, ...options) : options;
+      report.element("option", { value: `${number} ${example.id}` },
+        `${report.isolate(example.question)} (${report.isolate(example.id)})`));
+    return several ? report.element("optgroup", { label: report.isolate(run.name) }, ...options) : options;
   });
   select.replaceChildren(...groups.flat());
 };
@@ -28,33 +24,47 @@ report.showWords = (example) => {
   const entry = (term, ...words) =>
     report.element("div", {}, report.element("dt", {}, term), report.element("dd", {}, ...words));
   text("question", example.question);
-  text("sample-facts", `sample ${example.id}${example.task ? ` · task ${example.task}` : ""}` +
-    (report.content.runs.length > 1 ? ` · ${report.run().name}` : ""));
+  text("sample-facts", `sample ${report.isolate(example.id)}${example.task ? ` · task ${report.isolate(example.task)}` : ""}` +
+    (report.content.runs.length > 1 ? ` · ${report.isolate(report.run().name)}` : ""));
   text("prompt", example.prompt);
   const verdict = example.right === null ? []
     : [" ", report.element("span", { class: example.right ? "right" : "wrong" },
         example.right ? "✓ accepted" : "✗ not among the accepted answers")];
   document.getElementById("answers").replaceChildren(
-    entry("model", example.generated || "(nothing)", ...verdict),
-    entry("accepted", example.answers.join(", ") || "not known"),
+    entry("model", report.element("bdi", {}, example.generated || "(nothing)"), ...verdict),
+    entry("accepted answers", example.answers.join(", ") || "not known"),
     ...example.pruned.map((run) => entry(run.label, run.answer || "(nothing)")));
   document.getElementById("missing").replaceChildren(
     ...example.missing.map((why) => report.element("p", { class: "missing" }, why)));
 };
 
+// What can be shown, and, so that a reader knows of them, the main quantities that were not measured.
+report.quantityOptions = (example) => {
+  const options = report.measured(example).map(({ name, label }) => report.element("option", { value: name }, label));
+  const others = report.quantities.filter(({ name, main }) => main && !(name in example.values));
+  return [...options, ...others.map(({ name, label }) =>
+    report.element("option", { value: name, disabled: "" }, `${label} (not measured)`))];
+};
+
 report.showControls = (example) => {
-  const options = report.measured(example).map((quantity) => [quantity.name, quantity.label]);
-  const first = report.shownQuantity(example, report.state.first);
-  report.fill(document.getElementById("first"), options, first);
+  const choose = (id, options, chosen) => {
+    const select = document.getElementById(id);
+    select.replaceChildren(...options);
+    select.value = chosen;
+  };
+  const option = (value, label) => report.element("option", { value }, label);
+  choose("first", report.quantityOptions(example), report.shownQuantity(example, report.state.first));
   const second = report.state.second in example.values ? report.state.second : "";
-  report.fill(document.getElementById("second"), [["", "nothing"], ...options], second);
+  choose("second", [option("", "nothing"), ...report.quantityOptions(example)], second);
   document.getElementById("scale").value = report.state.scale;
-  const pruned = document.getElementById("pruned");
-  report.fill(pruned, [["", "the model itself: all"], ...example.pruned.map(({ label }) => [label, label])], "");
-  if (example.pruned.some(({ label }) => label === report.state.pruned)) pruned.value = report.state.pruned;
-  for (const id of ["pruned-label", "dropped-legend"]) document.getElementById(id).hidden = !example.pruned.length;
-  document.getElementById("sink-legend").hidden = !example.sinks.length && !example.pruned.length;
+  const labels = example.pruned.map(({ label }) => label);
+  choose("pruned", [option("", "the model itself: all"), ...labels.map((label) => option(label, label))],
+    labels.includes(report.state.pruned) ? report.state.pruned : "");
   document.getElementById("sample").value = `${report.state.run} ${example.id}`;
+  const show = (selector, shown) => document.querySelectorAll(selector).forEach((each) => { each.hidden = !shown; });
+  show("#pruned-label, #dropped-legend", example.pruned.length);
+  show(".sink-legend", example.sinks.length);
+  show("#no-sinks", report.run().sinks_known && !example.sinks.length);
 };
 
 // Pictures and heat maps of the chosen sample; a picture on which nothing can be drawn is shown as it is.
@@ -62,15 +72,21 @@ report.buildMaps = (example) => {
   const names = [report.shownQuantity(example, report.state.first)];
   if (report.state.second in example.values) names.push(report.state.second);
   report.explorer.maps = [];
+  let image = "";
   const views = example.pictures.map((picture) => {
+    image = picture.image || image; // a thumbnail is of the same image as the tiles
+    const drawn = picture.grid[0] > 0 && names[0];
     const label = picture.label || "image";
-    const caption = report.element("figcaption", {}, `${label}, as the model sees it`);
-    if (picture.grid[0] > 0) caption.append(`; ${picture.grid[0]} × ${picture.grid[1]} visual tokens`);
+    const what = report.element("figcaption", {}, picture.image ? `${label}, as the model sees it` : label);
+    if (picture.grid[0] > 0) what.append(`; ${picture.grid[0]} × ${picture.grid[1]} visual tokens`);
     const size = { width: picture.width, height: picture.height };
-    const view = report.element("div", { class: "view" }, report.element("figure", { class: "original" },
-      report.element("img", { src: picture.image, alt: `${label} of sample ${example.id}`, ...size }), caption));
-    if (picture.grid[0] > 0 && names[0]) {
-      const maps = names.map((name) => new report.HeatMap(example, picture, name));
+    const shown = picture.image || !drawn
+      ? [report.element("img", { src: image, alt: `${label} of sample ${example.id}`, ...size })] : [];
+    const wide = picture.image && picture.width > 1.8 * picture.height ? " wide" : "";
+    const view = report.element("div", { class: `view${wide}` },
+      report.element("figure", { class: "original" }, ...shown, what));
+    if (drawn) {
+      const maps = names.map((name) => new report.HeatMap(example, picture, image, name));
       report.explorer.maps.push(...maps);
       view.append(report.element("div", { class: "panels" }, ...maps.map((map) => map.figure)));
     }

@@ -1,6 +1,6 @@
 // One quantity over one picture: the picture in grey, a colour for each patch, outlines of sinks and of the chosen patch.
 report.HeatMap = class {
-  constructor(example, picture, name) {
+  constructor(example, picture, image, name) {
     Object.assign(this, { example, picture, name });
     this.quantity = report.quantity(name);
     const [rows, cols] = picture.grid;
@@ -8,11 +8,13 @@ report.HeatMap = class {
     this.marks = report.svg("svg", { viewBox: `0 0 ${cols} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     this.map = report.element("div",
       { class: "map", tabindex: "0", role: "application", "aria-describedby": "patch" },
-      report.element("img", { src: picture.image, alt: "", width: picture.width, height: picture.height }),
+      report.element("img", { src: image, alt: "", width: picture.width, height: picture.height }),
       this.canvas, this.marks);
+    // A tall picture is drawn narrower.
+    this.map.style.setProperty("--aspect", picture.width / picture.height);
     this.bar = report.element("canvas", { class: "bar", width: 128, height: 1, "aria-hidden": "true" });
     this.low = report.element("span"), this.high = report.element("span");
-    const rule = { sqrt: "colour: square root of the value", linear: "colour: linear", range: "colour: linear" };
+    const rule = { sqrt: "colour: square root of the value", linear: "colour: linear", cosine: "colour: logarithmic in 1 − cosine" };
     this.figure = report.element("figure", { class: "panel" }, this.map,
       report.element("figcaption", {},
         report.element("b", {}, this.quantity.label), ` ${this.quantity.unit}`, this.bar,
@@ -72,14 +74,16 @@ report.HeatMap = class {
       `${this.quantity.label} in layer ${layer}${largest}; arrow keys move over the patches`);
   }
 
-  // The colours as they look over a picture of middle grey; linear in the value.
+  // The colours as they look over a picture of middle grey; linear in the value, but for cosines, where the middle of
+  // the bar is the middle of the colours.
   drawBar() {
+    const scale = this.quantity.scale === "cosine" ? "linear" : this.quantity.scale;
     const context = this.bar.getContext("2d");
     context.fillStyle = "rgb(70 70 70)";
     context.fillRect(0, 0, this.bar.width, 1);
     for (let x = 0; x < this.bar.width; x++) {
       const [red, green, blue, alpha] = report.colour(
-        report.share(this.quantity.scale, [0, this.bar.width - 1], x));
+        report.share(scale, [0, this.bar.width - 1], x));
       context.fillStyle = `rgb(${red} ${green} ${blue} / ${alpha / 255})`;
       context.fillRect(x, 0, 1, 1);
     }

@@ -34,10 +34,14 @@ report.patchRows = (example, token, layer) => {
   });
 };
 
+report.dimension = (dim, layer) =>
+  (dim < 0 ? "" : `dimension ${dim}${report.run().offsets[layer]?.includes(dim) ? ", an offset" : ""}`);
+
 report.showPatch = () => {
   const place = document.getElementById("patch");
   const example = report.example(), token = report.shownToken(), layer = report.layer();
   if (!example || !example.positions.length) return place.replaceChildren();
+  place.classList.toggle("filled", token >= 0);
   if (token < 0) {
     return place.replaceChildren(report.element("p", { class: "note" },
       "Point at a patch for its numbers; a click, or the arrow keys on the image, choose one."));
@@ -51,7 +55,7 @@ report.showPatch = () => {
     report.element("tr", { "data-name": quantity.name },
       report.element("th", { scope: "row", title: quantity.unit }, quantity.label),
       report.element("td", {}, report.show(quantity.name, value)),
-      report.element("td", {}, dim < 0 ? "" : `dimension ${dim}`)));
+      report.element("td", {}, report.dimension(dim, layer))));
   place.replaceChildren(
     report.element("h4", {}, report.patchTitle(example, token, layer)),
     ...(states.length ? [report.element("p", { class: "note" }, states.join(", "))] : []),

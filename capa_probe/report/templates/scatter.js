@@ -28,6 +28,17 @@ report.Scatter = class {
     }).filter(({ x, y }) => x > 0 && y > 0);
   }
 
+  // Ordinary tokens first, and those of several runs in turn, so that none hides another.
+  inTurn() {
+    const points = this.points(), seen = {};
+    for (const point of points) {
+      const group = `${point.run} ${point.role}`;
+      seen[group] = (seen[group] ?? 0) + 1;
+      point.turn = seen[group];
+    }
+    return points.sort((one, two) => Boolean(one.role) - Boolean(two.role) || one.turn - two.turn);
+  }
+
   draw() {
     const width = this.place.clientWidth, height = 300;
     document.getElementById("scatter-layer").textContent = report.state.layer;
@@ -39,7 +50,7 @@ report.Scatter = class {
       report.limits("log", every.flatMap((group) => Array.from(report.floats(group[name]))).filter((value) => value > 0)));
     const x = (value) => box.left + ((Math.log10(value) - across[0]) / (across[1] - across[0])) * (box.right - box.left);
     const y = (value) => box.bottom - ((Math.log10(value) - up[0]) / (up[1] - up[0])) * (box.bottom - box.top);
-    const points = this.points();
+    const points = this.inTurn();
     const drawing = report.svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
       "aria-label": `Attention against contribution of ${points.length} visual tokens in layer ${report.state.layer}` });
     for (const [value] of report.ticksBetween("log", up, 7)) {
@@ -73,7 +84,7 @@ report.Scatter = class {
       const looks = `point ${this.several ? `run-${run}` : ""} ${role || "other"}`;
       const drawn = report.floats(attention).length;
       const of = drawn < n ? `${drawn} of ${n.toLocaleString("en")}` : n.toLocaleString("en");
-      const name = this.several ? `${report.content.runs[run].name}: ` : "";
+      const name = this.several ? `${report.isolate(report.content.runs[run].name)}: ` : "";
       return report.element("li", {},
         report.svg("svg", { class: "dash", viewBox: "-14 -6 28 12", "aria-hidden": "true" },
           report.svg("path", { class: looks, d: shapes[role] })), ` ${name}${this.words(role)} (${of})`);

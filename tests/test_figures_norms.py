@@ -1,17 +1,17 @@
-"""Figures of sinks per layer and role, and of norms: what they draw is what the tables hold."""
+"""The figure of norms: what it draws is what the tables hold."""
 
 from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import colors
 from matplotlib.figure import Figure
 
-from capa_probe.analysis import classify_sinks, sink_summary
+from capa_probe.analysis import classify_sinks
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures import norms, sink_counts
-from capa_probe.figures.style import INK, QUIET, ROLES, TEXT, VISUAL
+from capa_probe.figures import norms
+from capa_probe.figures.cosine_axis import cosine_limits, from_nines, nines
+from capa_probe.figures.style import ROLES, TEXT, VISUAL
 from capa_probe.tables import LayerProfile
 from tests import runs, synthetic
 from tests.synthetic import World
@@ -19,16 +19,6 @@ from tests.synthetic import World
 
 def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text())
-
-
-def bars(figure: Figure, colour: str) -> dict[int, tuple[float, float]]:
-    """Layer to bottom and height of the bars of a colour."""
-    return {
-        round(patch.get_x() + patch.get_width() / 2): (patch.get_y(), patch.get_height())
-        for patch in figure.axes[0].patches
-        if colors.to_hex(patch.get_facecolor()) == colour.lower() and patch.get_height() < 1e3
-        and 0.7 < patch.get_width() < 0.75
-    }  # fmt: skip
 
 
 def line(axes: object, colour: str, style: str = "-") -> np.ndarray:
@@ -42,39 +32,6 @@ def line(axes: object, colour: str, style: str = "-") -> np.ndarray:
 @pytest.fixture(scope="module")
 def prof() -> LayerProfile:
     return synthetic.profile(runs.WORLD)
-
-
-class TestSinkCounts:
-    def test_bars_are_the_counts_stacked(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        figure = sink_counts(table, synthetic.TAU, 3)
-        dumps, anchors = (bars(figure, ROLES[role][0]) for role in ("dump", "anchor"))
-        assert {layer: height for layer, (_, height) in dumps.items()} == dict(enumerate(table["n_dump"]))
-        assert {layer: height for layer, (_, height) in anchors.items()} == dict(enumerate(table["n_anchor"]))
-        assert all(bottom == dumps[layer][1] for layer, (bottom, _) in anchors.items())
-
-    def test_lines_are_the_shares_from_layer_2_on(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        below = sink_counts(table).axes[1]
-        np.testing.assert_allclose(line(below, INK)[2:, 1], 100 * table["attention_share"][2:])
-        np.testing.assert_allclose(line(below, QUIET, "--")[2:, 1], 100 * table["share_sinks"][2:])
-        assert np.isnan(line(below, INK)[:2, 1]).all()
-
-    def test_says_what_it_shows(self, prof: LayerProfile) -> None:
-        said = words(sink_counts(sink_summary(classify_sinks(prof, tau=synthetic.TAU)), synthetic.TAU, 3))
-        assert "3 sinks at τ = 10; 3 samples, 48 visual tokens per layer" in said
-        assert "Probability Dump" in said
-        assert "undetermined" not in said
-        assert "(%)" in said
-        empty = sink_summary(classify_sinks(synthetic.profile(World()), tau=synthetic.TAU))
-        assert "No sinks" in words(sink_counts(empty))
-
-    def test_bad_tables(self, prof: LayerProfile) -> None:
-        table = sink_summary(classify_sinks(prof, tau=synthetic.TAU))
-        with pytest.raises(CapaProbeError, match="lacks the columns n_dump"):
-            sink_counts(table.drop(columns="n_dump"))
-        with pytest.raises(CapaProbeError, match="is empty"):
-            sink_counts(table.iloc[:0])
 
 
 class TestNorms:
@@ -143,3 +100,18 @@ class TestNorms:
         low, high = figure.axes[0].get_ylim()
         ticks = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         assert len([tick for tick in ticks if tick and low <= float(tick) <= high]) >= 3
+
+
+class TestCosineAxis:
+    def test_there_and_back(self) -> None:
+        cosines = np.array([-1.0, 0.0, 0.5, 0.96, 0.999, 1 - 3e-6])
+        np.testing.assert_allclose(from_nines(nines(cosines)), cosines, atol=1e-9)
+        np.testing.assert_allclose(nines(np.array([0.9, 0.99, 0.999])), [1, 2, 3])
+
+    def test_all_values_lie_inside_and_ticks_among_them(self) -> None:
+        axes = Figure().subplots()
+        axes.set_yscale("function", functions=(nines, from_nines))
+        cosine_limits(axes, [0.7, 0.999, np.nan])
+        low, high = axes.get_ylim()
+        assert 0.5 < low < 0.7 < 0.999 < high < 0.9999
+        assert list(axes.yaxis.get_major_locator()()) == [0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999]
