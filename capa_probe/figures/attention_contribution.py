@@ -23,7 +23,17 @@ from capa_probe.figures.scatter_tables import (
     rank_correlation,
     scatter_tables,
 )
-from capa_probe.figures.style import FAINT, QUIET, ROLE_NAMES, ROLES, NotebookFigure, count, headline, styled
+from capa_probe.figures.style import (
+    FAINT,
+    QUIET,
+    ROLE_NAMES,
+    ROLES,
+    NotebookFigure,
+    count,
+    headline,
+    headline_height,
+    styled,
+)
 
 __all__ = [
     "COLUMNS",
@@ -77,7 +87,7 @@ def attention_contribution_drawn(tables: Mapping[str, pd.DataFrame]) -> Figure:
     width = left + columns * (side[0] + _MARGIN + between[0]) + right - between[0]
     subtitle = _subtitle(panels)
     figure = NotebookFigure(figsize=(width, 10))
-    top = _height_of_headline(figure, subtitle)
+    top = headline_height(width, subtitle)
     above = top + 0.3 + _MARGIN + 0.5
     height = above + n_rows * side[1] + (n_rows - 1) * (between[1]) + below
     figure.set_size_inches(width, height)
@@ -186,13 +196,6 @@ def _margins(axes: Any, margins: pd.DataFrame, side: tuple[float, float]) -> Non
 
 
 _TITLE = "Attention to visual tokens and what they contribute"
-
-
-def _height_of_headline(figure: Figure, subtitle: str) -> float:
-    top = headline(figure, _TITLE, subtitle)
-    for text in list(figure.texts):
-        text.remove()
-    return top
 
 
 def _subtitle(panels: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from capa_probe.errors import CapaProbeError
+from capa_probe.figures.reading import check_columns
 from capa_probe.figures.style import (
     FAINT,
     INK,
@@ -54,13 +54,7 @@ def depth(tables: Mapping[str, pd.DataFrame]) -> Figure:
     Raises:
         CapaProbeError: a table or a column is missing.
     """
-    for name, columns in _NEEDED.items():
-        missing = [column for column in columns if column not in tables.get(name, pd.DataFrame())]
-        if missing:
-            raise CapaProbeError(
-                f"The table {name} lacks the columns {', '.join(missing)}; give the tables of a run of "
-                "capa-probe depth."
-            )
+    check_columns(tables, _NEEDED, "the tables of a run of capa-probe depth")
     verdict, regions = tables["depth"], tables.get("depth_regions", pd.DataFrame())
     overall = verdict.iloc[0]
     measure = str(overall["measure"])

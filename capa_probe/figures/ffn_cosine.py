@@ -24,6 +24,7 @@ from capa_probe.figures.style import (
     NotebookFigure,
     count,
     headline,
+    headline_height,
     run_looks,
     styled,
 )
@@ -147,12 +148,10 @@ def ffn_cosines(models: ModelTables) -> Figure:
     grid[0, 0].set_ylabel("cosine of FFN input and output\n(no unit; 1: direction unchanged)")
     grid[1, 0].set_ylabel("tokens\nabove η")
     lines.append("Bands: bootstrap over samples; redundant: mean cosine of visual tokens above η")
-    top = headline(figure, _TITLE, "\n".join(lines))
     width, height = figure.get_size_inches()
+    top = headline_height(width, "\n".join(lines))
     height += top - 0.8
     figure.set_size_inches(width, height)
-    for text in list(figure.texts):
-        text.remove()
     headline(figure, _TITLE, "\n".join(lines))
     handles = _handles(list(tables.values()))
     figure.legend(

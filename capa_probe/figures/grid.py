@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.figures.style import MOST_RUNS, NotebookFigure, headline
+from capa_probe.figures.style import MOST_RUNS, NotebookFigure, headline, headline_height
 
 #: Inches: left of the panels, right of them, and between rows.
 _LEFT, _RIGHT, _GAP = 0.9, 0.15, 0.72
@@ -79,10 +79,7 @@ def finish(
     legends = dict(handles) if isinstance(handles, Mapping) else {"": handles}
     columns = {heading: _legend_columns(own, width - 0.3) for heading, own in legends.items()}
     lines = sum(n_lines + bool(heading) for heading, (_, n_lines) in columns.items())
-    figure.set_size_inches(width, panels + 2)  # close enough for the wrapping, which goes by width
-    top = headline(figure, title, subtitle)
-    for text in list(figure.texts):
-        text.remove()
+    top = headline_height(width, subtitle)
     rows = len(axes)
     height = top + 0.42 + panels + gap * (rows - 1) + below + _LINE * lines + 0.08
     figure.set_size_inches(width, height)
@@ -124,11 +121,8 @@ def finish(
 
 def sentences(title: str, subtitle: str) -> NotebookFigure:
     """A figure of words alone, where no model has anything to draw."""
-    figure = NotebookFigure(figsize=(9.6, 3))
-    top = headline(figure, title, subtitle)
-    for text in list(figure.texts):
-        text.remove()
-    figure.set_size_inches(9.6, top + 0.15)
+    width = 9.6
+    figure = NotebookFigure(figsize=(width, headline_height(width, subtitle) + 0.15))
     headline(figure, title, subtitle)
     return figure
 

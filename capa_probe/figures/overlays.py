@@ -19,7 +19,17 @@ from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import ModelTables, Tables
 from capa_probe.figures.overlay_tables import QUANTITIES
-from capa_probe.figures.style import INK, ROLE_NAMES, ROLES, NotebookFigure, count, headline, styled
+from capa_probe.figures.reading import check_columns
+from capa_probe.figures.style import (
+    INK,
+    ROLE_NAMES,
+    ROLES,
+    NotebookFigure,
+    count,
+    headline,
+    headline_height,
+    styled,
+)
 from capa_probe.patches import PLACE, Layout, layouts
 
 #: What stands beside a row.
@@ -31,17 +41,22 @@ _WORDS = {
 }
 _HEAT = colormaps["inferno"]
 _TITLE = "Where in the image attention, contribution and sinks lie"
-_FACTS = (
-    "sample",
-    "image",
-    "n_images",
-    "question",
-    "answer",
-    "grid_rows",
-    "grid_cols",
-    "tile_rows",
-    "tile_cols",
-)
+_NEEDED = {
+    "tokens": ("layer", *PLACE, "role"),
+    "picture": (
+        "sample",
+        "image",
+        "n_images",
+        "question",
+        "answer",
+        "grid_rows",
+        "grid_cols",
+        "tile_rows",
+        "tile_cols",
+        "png",
+        "sinks_known",
+    ),
+}
 #: Inches: at the sides, between panels, beside rows for their names, below the image for the scale, and at the bottom.
 _EDGE, _GAP, _BESIDE, _SCALE, _BELOW = 0.12, 0.1, 0.62, 0.62, 0.3
 _NOTE = {"boxstyle": "square,pad=0.15", "facecolor": INK, "alpha": 0.65, "linewidth": 0}
@@ -69,15 +84,7 @@ def overlays(tables: Tables) -> Figure:
     Raises:
         CapaProbeError: a table or a column is missing, or places and grid do not match.
     """
-    for table, needed in (
-        ("tokens", ("layer", *PLACE, "role")),
-        ("picture", (*_FACTS, "png", "sinks_known")),
-    ):
-        missing = [column for column in needed if column not in tables.get(table, pd.DataFrame())]
-        if missing:
-            raise CapaProbeError(
-                f"The table {table} lacks the columns {', '.join(missing)}; give what overlay_tables returned."
-            )
+    check_columns(tables, _NEEDED, "what overlay_tables returned")
     facts = tables["picture"].iloc[0]
     # A place is the same token in every layer.
     by_layer = {
@@ -92,9 +99,7 @@ def overlays(tables: Tables) -> Figure:
     width = max(left + len(by_layer) * (side + _GAP), 7.8)
     figure = NotebookFigure(figsize=(width, 10))
     subtitle = _subtitle(tables["tokens"], facts)
-    top = headline(figure, _TITLE, subtitle) + 0.32
-    for text in list(figure.texts):
-        text.remove()
+    top = headline_height(width, subtitle) + 0.32
     height = top + max(len(rows) * (side * ratio + _GAP), side * ratio + _SCALE) + _BELOW
     figure.set_size_inches(width, height)
     headline(figure, _TITLE, subtitle)

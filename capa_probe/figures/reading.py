@@ -39,6 +39,43 @@ def wanted(tables: Tables, name: str, columns: Sequence[str], by: str = "capa-pr
     return tables[name]
 
 
+def check_columns(
+    tables: Tables, needed: Mapping[str, Sequence[str]], what_to_give: str, whose: str = ""
+) -> None:
+    """Refuse tables that a figure cannot be drawn from.
+
+    Args:
+        tables: by name.
+        needed: name of a table -> its columns that the figure goes by.
+        what_to_give: instead, in words.
+        whose: of which model they are, if there may be several.
+
+    Raises:
+        CapaProbeError: one is not there, or lacks columns.
+    """
+    for name, columns in needed.items():
+        missing = [column for column in columns if column not in tables.get(name, pd.DataFrame())]
+        if missing:
+            of = f" of {whose}" if whose else ""
+            raise CapaProbeError(
+                f"The table {name}{of} lacks the columns {', '.join(missing)}; give {what_to_give}."
+            )
+
+
+def filled(tables: Tables, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """The rows of all tasks together of a table that has some.
+
+    Raises:
+        CapaProbeError: it is not there, lacks columns, or has no such rows.
+    """
+    rows = overall(wanted(tables, name, columns))
+    if rows.empty:
+        raise CapaProbeError(
+            f"The table {name} has no rows of all tasks together; give a run of capa-probe confirm that has made it."
+        )
+    return rows
+
+
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all tasks together."""
     return table[table["task"] == ALL]

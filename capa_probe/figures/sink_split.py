@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from capa_probe.analysis.bimodality import ALL_LAYERS
 from capa_probe.analysis.reading import FIRST_LAYER
-from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import ModelTables, Tables
 from capa_probe.figures.grid import finish, grid, sentences
+from capa_probe.figures.reading import check_columns
 from capa_probe.figures.style import INK, QUIET, ROLE_NAMES, ROLES, count, styled
 
 _TITLE = "What sinks contribute, and whether that parts them in two"
@@ -52,12 +51,7 @@ def sink_split(models: ModelTables) -> Figure:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
     for name, tables in models.items():
-        for table, columns in _NEEDED.items():
-            missing = [column for column in columns if column not in tables.get(table, pd.DataFrame())]
-            if missing:
-                raise CapaProbeError(
-                    f"The table {table} of {name} lacks the columns {', '.join(missing)}; give what split_tables made."
-                )
+        check_columns(tables, _NEEDED, "what split_tables made", name)
     filled = {name: tables for name, tables in models.items() if len(tables["points"])}
     if not filled:
         return sentences(_TITLE, _subtitle(models))

@@ -108,6 +108,8 @@ MOST_RUNS = len(_RUNS)
 
 #: What marks the title among a figure's texts, and the height that it takes, in inches.
 TITLE, TITLE_HEIGHT = "title", 0.27
+#: Inches above the title.
+_TOP = 0.12
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
@@ -186,31 +188,38 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return under_style
 
 
+def headline_height(width: float, subtitle: str) -> float:
+    """How much height :func:`headline` takes in a figure of this width; all in inches."""
+    return _TOP + TITLE_HEIGHT + 0.19 * len(_wrapped(width, subtitle))
+
+
 def headline(figure: Figure, title: str, subtitle: str) -> float:
     """Title and quieter lines below it, wrapped to the width, at the top left of a figure.
 
     Returns:
         How much height they take, in inches.
     """
-    width, height = figure.get_size_inches()
-    room = int(14.4 * (width - 0.25))  # characters at this size
-    lines = [part for line in subtitle.split("\n") for part in textwrap.wrap(line, room)]
-    left, top = 0.12 / width, 0.12
+    width, height = (float(inches) for inches in figure.get_size_inches())
+    left = 0.12 / width
     figure.text(
-        left, 1 - top / height, title, ha="left", va="top", fontsize=12.5, fontweight="bold", gid=TITLE
+        left, 1 - _TOP / height, title, ha="left", va="top", fontsize=12.5, fontweight="bold", gid=TITLE
     )
-    top += TITLE_HEIGHT
     figure.text(
         left,
-        1 - top / height,
-        "\n".join(lines),
+        1 - (_TOP + TITLE_HEIGHT) / height,
+        "\n".join(_wrapped(width, subtitle)),
         ha="left",
         va="top",
         fontsize=9,
         color=QUIET,
         linespacing=1.45,
     )
-    return float(top + 0.19 * len(lines))
+    return headline_height(width, subtitle)
+
+
+def _wrapped(width: float, subtitle: str) -> list[str]:
+    room = int(14.4 * (width - 0.25))  # characters at this size
+    return [part for line in subtitle.split("\n") for part in textwrap.wrap(line, room)]
 
 
 def count(n: int, noun: str) -> str:

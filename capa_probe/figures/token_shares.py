@@ -17,7 +17,7 @@ from capa_probe.analysis.stages import STAGES
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.entry import ModelTables, Source, Tables
 from capa_probe.figures.grid import empty, finish, grid
-from capa_probe.figures.reading import per_cent
+from capa_probe.figures.reading import check_columns, per_cent
 from capa_probe.figures.style import (
     FIRST_TEXT,
     INK,
@@ -105,13 +105,7 @@ def token_shares(models: ModelTables) -> Figure:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
     for name, tables in models.items():
-        for table, columns in _NEEDED.items():
-            missing = [column for column in columns if column not in tables.get(table, pd.DataFrame())]
-            if missing:
-                raise CapaProbeError(
-                    f"The table {table} of {name} lacks the columns {', '.join(missing)}; give what "
-                    "token_shares_tables made of a profile."
-                )
+        check_columns(tables, _NEEDED, "what token_shares_tables made of a profile", name)
     figure, axes = grid(models, 3, ratios=(1, 1, 1.25), size=(11.6, 2.5))
     for row, tables in zip(axes, models.values(), strict=True):
         n_layers = int(tables["shares"]["layer"].max()) + 1
