@@ -316,6 +316,9 @@ class TestOneFile:
         page = read(write_report(run, tmp_path / "small.html"))
         assert [example["id"] for example in page.examples] == ["a"]
         assert "1 more example is left out, to keep the report small." in page.text
+        # 16 tokens in 5 layers, four characters each: two quantities have three quarters of it.
+        assert list(page.examples[0]["values"]) == ["attention", "contribution"]
+        assert "these are left out: Value norm, FFN cosine, Sink strength" in page.examples[0]["missing"][0]
 
 
 class TestMissingParts:

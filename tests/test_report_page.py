@@ -247,6 +247,15 @@ class TestAddress:
                 None,
             )
 
+    def test_a_browser_that_refuses_to_change_the_address(self, browser: Browser, report: Path) -> None:
+        """As Safari does where a slider changes it too often."""
+        with opened(browser, report, "#layer=1") as page:
+            page.page.evaluate("() => { history.replaceState = () => { throw new Error('too often'); }; }")
+            page.page.locator("#layer").fill("3")
+            assert page.text("#layer-number") == "3 (of 0–4)"
+            assert "Layer 3" in page.text("#chart-ffn_cosine .readout")
+            assert "layer=3" in page.page.evaluate("report.link()")
+
     def test_a_section_link_keeps_the_view(self, browser: Browser, report: Path) -> None:
         with opened(browser, report, "#sample=b&layer=4") as page:
             page.page.get_by_role("link", name="Tables").click()
@@ -358,6 +367,21 @@ class TestPlots:
                 )
                 assert found == sorted(found, reverse=direction == "descending")
                 assert len(set(found)) == 5
+
+
+def test_values_that_a_logarithmic_axis_cannot_show(browser: Browser, tmp_path: Path) -> None:
+    table = runs.tokens()
+    table["contribution"] = 0.0
+    table.loc[table["layer"] == 2, "value_norm"] = 0.0
+    path = runs.add_examples(runs.write(tmp_path / "run", table), {"a": runs.picture()})
+    with opened(browser, write_report(path), "#layer=1") as page:
+        assert page.text("#chart-contribution .missing") == "All values are 0."
+        assert not page.page.locator("#chart-attention_contribution").is_visible()
+        page.page.locator("#layer").fill("2")
+        assert page.text("#chart-value_norm .readout") == "Layer 2: visual tokens 0 · text tokens 0"
+        assert page.page.locator("#chart-value_norm circle.ring").count() == 0
+        page.page.locator("#layer").fill("3")
+        assert page.page.locator("#chart-value_norm circle.ring").count() == 2
 
 
 class TestLooks:

@@ -116,6 +116,12 @@ class TestCosts:
             "of accuracy: −17.5 [−22.5, −15.5] before layer 2 and 0.0 [−2.0, +5.0] before layer 3; tokens kept by "
             "contribution, 40 questions, 95 % intervals"
         )
+        tests = depth_tables()["depth_kept_tests"].assign(n=30)
+        tile = words.tiles(manifest, None, costs({**confirm_tables(), "depth_kept_tests": tests}))[-1]
+        assert tile.note == (
+            "−17.5 [−22.5, −15.5] before layer 2 (of accuracy, 30 questions) and 0.0 [−2.0, +5.0] before layer 3 "
+            "(of accuracy, 40 questions); tokens kept by contribution, 95 % intervals"
+        )
         (tile,) = words.tiles(manifest, None, costs(confirm_tables())[:1])
         assert (tile.value, tile.note[:44]) == ("−8.6 points", "of accuracy: −8.6 [−10.6, −3.6] before layer")
         assert words.tiles(manifest, None)[-1].value == "not known"
@@ -171,5 +177,34 @@ class TestBelonging:
         }  # fmt: skip
         (tmp_path / "run.json").write_text(json.dumps(answer))
         page = read(write_report([ours, tmp_path / "run.json"]))
+        assert page.text.count("cannot be shown") == 1
         assert "One pruned answer of made-up cannot be shown: no example has the same question" in page.text
         assert page.examples[0]["pruned"] == []
+
+    def test_pruned_answers_of_one_example(self, tmp_path: Path) -> None:
+        """Two samples with the same question and image; three answers, of which two were pruned alike."""
+        ours = runs.write(tmp_path / "ours", weights_hash=WEIGHTS)
+        samples = pd.DataFrame({"sample": ["a", "b"], "task": "", "images": "k" * 16, "n_images": 1})
+        samples.astype({"n_images": "int32"}).to_parquet(ours / "samples.parquet", index=False)
+        runs.add_examples(ours, {"a": runs.picture(), "b": runs.picture()}, prompt="USER: what?")
+        pruner = {"method": "capa", "layers": [3], "keep": 0.25, "score_at": "previous"}
+        pruners = [
+            {**pruner, "score": "value_norm"},
+            {**pruner, "score": "value_norm", "ffn": {"kind": "skip"}},
+            {**pruner, "score": "value_norm"},
+            {**pruner, "score": "value_norm", "layers": [31]},
+        ]
+        files = []
+        for number, each in enumerate(pruners):
+            answer = {
+                "prompt": "USER: what?", "images_key": "k" * 16, "weights_hash": WEIGHTS, "kept": {"3": [1]},
+                "pruned": {"answer": str(number)}, "pruner": each,
+            }  # fmt: skip
+            files.append(tmp_path / f"{number}.json")
+            files[-1].write_text(json.dumps(answer))
+        page = read(write_report([ours, *files]))
+        where = "capa, keep 0.25 by value norm before layer 3"
+        for example in page.examples:
+            labels = [each["label"] for each in example["pruned"]]
+            assert labels == [where, f"{where}, FFN skipped", f"{where} (2)", f"{where}1"]
+        assert "cannot be shown" not in page.text

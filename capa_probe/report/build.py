@@ -144,6 +144,7 @@ def _title(names: Sequence[str]) -> str:
 def _model(run: ShownRun, number: int, shown: list[dict[str, Any]], no_examples: str) -> dict[str, Any]:
     """What the templates show of a run without a script."""
     manifest, findings = run.prof.manifest, run.findings
+    by_layer = None if findings is None else findings.by_layer
     return {
         "number": number,
         "name": run.name,
@@ -155,11 +156,10 @@ def _model(run: ShownRun, number: int, shown: list[dict[str, Any]], no_examples:
         "cautions": words.cautions(manifest, run.remarks),
         "strip": strip(manifest, findings),
         "height_note": height_note(findings),
-        "any_sinks": findings is not None
-        and findings.by_layer is not None
-        and bool(findings.by_layer["n_sinks"].any()),
+        "any_sinks": by_layer is not None and bool(by_layer["n_sinks"].any()),
+        "any_undetermined": by_layer is not None and bool(by_layer["n_undetermined"].any()),
         "no_examples": no_examples,
-        "strangers": strangers(run, sum(len(example["pruned"]) for example in shown)),
+        "strangers": strangers(run, shown),
         "listings": listings(run, number),
         "tables": tables(manifest, findings),
         "command": commands.profile(run.folder, manifest, run.settings["tau"], run.settings["eta"]),

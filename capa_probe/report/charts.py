@@ -90,6 +90,8 @@ def _measure(
     order = {kind: place for place, kind in enumerate(KINDS)}
     lines.sort(key=lambda line: (line.run, order[line.look.split("-")[0]], "-" in line.look))
     missing = "" if lines else f"The profile lacks what this needs: {name} was not measured."
+    if lines and axis == "log" and not any(value > 0 for line in lines for value in line.values):
+        lines, missing = [], "All values are 0."
     return Chart(name, heading, unit, axis, caption, tuple(lines), marks, missing=missing)
 
 

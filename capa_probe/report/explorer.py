@@ -101,7 +101,7 @@ def examples(run: ShownRun, n: int, room: float) -> tuple[list[dict[str, Any]], 
     size = 0
     for example in chosen:
         own = None if tokens is None else tokens[tokens["sample"] == example.id]
-        made = _example(run, example, own, room / len(chosen))
+        made = _example(run, example, own, room / len(chosen), room)
         size += len(script_json(made))
         if found and size > room:
             n_more = len(chosen) - len(found)
@@ -121,13 +121,16 @@ def _tokens(run: ShownRun, chosen: Sequence[Example]) -> pd.DataFrame:
     return run.prof.select(columns, where)
 
 
-def _example(run: ShownRun, example: Example, tokens: pd.DataFrame | None, room: float) -> dict[str, Any]:
+def _example(
+    run: ShownRun, example: Example, tokens: pd.DataFrame | None, room: float, most: float
+) -> dict[str, Any]:
+    """One example; ``room``: characters that it should take, ``most``: that it may take if no other is shown."""
     missing = []
     if tokens is None:
         missing.append('Nothing is drawn over the images: rows="none" kept no token rows.')
     grid = None if tokens is None else _by_layer(tokens, run.n_layers)
     table, first = (None, None) if grid is None else grid
-    arrays, n_characters, left_out = _arrays(table, run.n_layers, room)
+    arrays, n_characters, left_out = _arrays(table, room, most)
     if left_out:
         missing.append(f"To keep the report small, these are left out: {', '.join(left_out)}.")
     room -= n_characters + _WORDS + _TOKEN * (0 if first is None else len(first))
@@ -175,16 +178,16 @@ def _by_layer(tokens: pd.DataFrame, n_layers: int) -> tuple[pd.DataFrame, pd.Dat
     return table, first
 
 
-def _arrays(
-    table: pd.DataFrame | None, n_layers: int, room: float
-) -> tuple[dict[str, Any], float, list[str]]:
+def _arrays(table: pd.DataFrame | None, room: float, most: float) -> tuple[dict[str, Any], float, list[str]]:
     """Encoded columns of (layer, token), the characters that they take, and labels of those left out."""
     if table is None:
         return {"values": {}, "dims": {}}, 0.0, []
     measured = [quantity for quantity in QUANTITIES if table[quantity.name].notna().any()]
     kept = measured
     if FLOAT_CHARACTERS * len(table) * len(measured) > _MOST_NUMBERS * room:
-        kept = [quantity for quantity in measured if quantity.main]
+        kept = [quantity for quantity in measured if quantity.main] or measured
+        while len(kept) > 1 and FLOAT_CHARACTERS * len(table) * len(kept) > _MOST_NUMBERS * most:
+            kept = kept[:-1]
     values = {}
     for quantity in kept:
         column = table[quantity.name].to_numpy(np.float64)

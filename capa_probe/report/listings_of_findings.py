@@ -45,7 +45,7 @@ def roles(run: ShownRun) -> Listing | None:
     return listing(
         "roles",
         "Sinks by role, all layers",
-        "",
+        "A token that is a sink in several layers is one; asked about again, in another sample, it is another.",
         table[table["n_sinks"] > 0],
         {
             "role": ("role", str),
@@ -100,7 +100,8 @@ def bimodality(run: ShownRun) -> Listing | None:
     return listing(
         "bimodality",
         "Whether log C of the sinks has two modes",
-        "A token counts once. Hartigan's dip test: a small p speaks against one mode. Ashman's D: two modes lie apart.",
+        "A token counts once, however many questions are about its image. "
+        "Hartigan's dip test: a small p speaks against one mode. Ashman's D: two modes lie apart.",
         _all_last(table[table["n"] > 0], "layer"),
         {
             "layer": ("layer", str),

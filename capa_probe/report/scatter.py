@@ -32,7 +32,7 @@ def scatter(run: ShownRun, room: float) -> dict[str, Any]:
     if run.prof.rows == "none":
         return {"layers": []}
     most = max(1, int(room / (2 * FLOAT_CHARACTERS * run.n_layers)))
-    others, sinks = min(MOST_OTHERS, most * 3 // 5), min(MOST_SINKS, most // 5)
+    others, sinks = min(MOST_OTHERS, most * 2 // 5), min(MOST_SINKS, most // 5)  # of three roles
     table = _draw(run, others)
     if table.empty:
         return {"layers": []}

@@ -128,15 +128,18 @@ def _cost(costs: Sequence[Cost]) -> Tile:
     value, said = f"{points(best.change)} points", [best]
     if points(worst.change) != points(best.change):
         value, said = f"{points(worst.change)} to {value}", [worst, best]
-    each = " and ".join(
+    numbers = [
         f"{points(cost.change)} [{points(cost.low)}, {points(cost.high)}] before layer {cost.layer}"
         for cost in said
-    )
-    return Tile(
-        label,
-        value,
-        f"of {best.measure}: {each}; tokens kept by contribution, {count(best.n, 'question')}, 95 % intervals",
-    )
+    ]
+    of = [f"of {cost.measure}" for cost in said]
+    asked = [count(cost.n, "question") for cost in said]
+    if len(set(zip(of, asked, strict=True))) == 1:
+        note = f"{of[0]}: {' and '.join(numbers)}; tokens kept by contribution, {asked[0]}, 95 % intervals"
+    else:  # measured on other questions, or by another measure
+        each = (f"{parts[0]} ({', '.join(parts[1:])})" for parts in zip(numbers, of, asked, strict=True))
+        note = f"{' and '.join(each)}; tokens kept by contribution, 95 % intervals"
+    return Tile(label, value, note)
 
 
 def verdict(findings: Findings | None) -> list[str]:

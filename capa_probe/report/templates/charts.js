@@ -120,7 +120,7 @@ report.Plot = class {
     const shown = report.hovered ?? report.state.layer;
     const upright = (layer, looks) => report.svg("line",
       { class: looks, x1: this.x(layer), x2: this.x(layer), y1: this.box.top, y2: this.box.bottom });
-    const rings = this.chart.lines.filter((line) => Number.isFinite(line.values[shown] ?? NaN)).map((line) =>
+    const rings = this.chart.lines.filter((line) => Number.isFinite(this.y(line.values[shown] ?? NaN))).map((line) =>
       report.svg("circle", { class: `ring ${this.looks(line)}`, cx: this.x(shown), cy: this.y(line.values[shown]), r: 5 }));
     this.cursor.replaceChildren(upright(report.state.layer, "cursor chosen"),
       ...(report.hovered === null ? [] : [upright(shown, "cursor")]), ...rings);

@@ -157,7 +157,7 @@ report.startExplorer = () => {
     const button = event.currentTarget;
     report.writeHash();
     try {
-      await navigator.clipboard.writeText(location.href);
+      await navigator.clipboard.writeText(report.link());
       button.textContent = "Copied";
     } catch {
       button.textContent = "The link is in the address bar";

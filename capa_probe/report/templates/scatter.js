@@ -1,6 +1,7 @@
 // Attention against contribution of visual tokens in the chosen layer.
 report.Scatter = class {
-  constructor() {
+  constructor(across, up) {
+    Object.assign(this, { across, up });
     this.figure = document.getElementById("chart-attention_contribution");
     this.place = this.figure.querySelector(".plot");
     this.several = report.content.runs.length > 1;
@@ -44,10 +45,7 @@ report.Scatter = class {
     document.getElementById("scatter-layer").textContent = report.state.layer;
     if (!width) return;
     const box = { left: 58, right: width - 12, top: 24, bottom: height - 40 };
-    // The same axes in every layer, so that layers can be compared.
-    const every = report.content.runs.flatMap((run) => run.points.layers.flatMap((layer) => Object.values(layer)));
-    const [across, up] = ["attention", "contribution"].map((name) =>
-      report.limits("log", every.flatMap((group) => Array.from(report.floats(group[name]))).filter((value) => value > 0)));
+    const { across, up } = this;
     const x = (value) => box.left + ((Math.log10(value) - across[0]) / (across[1] - across[0])) * (box.right - box.left);
     const y = (value) => box.bottom - ((Math.log10(value) - up[0]) / (up[1] - up[0])) * (box.bottom - box.top);
     const points = this.inTurn();
@@ -108,8 +106,12 @@ report.Scatter = class {
 };
 
 report.startScatter = () => {
-  if (!report.content.runs.some((run) => run.points.layers.some((layer) => Object.keys(layer).length))) return;
-  const scatter = new report.Scatter();
+  // The same axes in every layer, so that layers can be compared.
+  const every = report.content.runs.flatMap((run) => run.points.layers.flatMap((layer) => Object.values(layer)));
+  const [across, up] = ["attention", "contribution"].map((name) =>
+    report.limits("log", every.flatMap((group) => Array.from(report.floats(group[name])))));
+  if (!across || !up) return;
+  const scatter = new report.Scatter(across, up);
   let width = 0;
   new ResizeObserver(() => {
     if (scatter.place.clientWidth !== width) {

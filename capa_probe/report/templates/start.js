@@ -20,9 +20,7 @@ report.start = () => {
     run, sample: report.content.runs[run].examples[0]?.id ?? "", layer: Math.floor(report.content.runs[run].layers / 2),
   });
   const linked = location.hash.includes("=");
-  const asked = report.readHash();
-  Object.assign(report.state, asked);
-  if (!report.example()) report.state.sample = report.run().examples[0]?.id ?? "";
+  Object.assign(report.state, report.readHash());
   report.startTheme();
   report.startExplorer();
   report.startCharts();

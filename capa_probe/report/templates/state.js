@@ -23,7 +23,17 @@ report.hash = () => {
   return new URLSearchParams(parts).toString();
 };
 
-report.writeHash = () => history.replaceState(null, "", `#${report.hash()}`);
+report.link = () => `${location.href.split("#")[0]}#${report.hash()}`;
+
+report.writeHash = () => {
+  clearTimeout(report.later);
+  try {
+    history.replaceState(null, "", `#${report.hash()}`);
+  } catch {
+    // Safari refuses the hundredth change within some seconds, which a slider soon makes; the view goes on without it.
+    report.later = setTimeout(report.writeHash, 2000);
+  }
+};
 
 // A choice that this page does not offer is passed over.
 report.readHash = () => {
@@ -36,8 +46,10 @@ report.readHash = () => {
   whole("run", report.content.runs.length);
   whole("layer", report.layers());
   whole("patch", Infinity);
+  if (part.run !== undefined && !report.content.runs[part.run].examples.length) delete part.run;
   const run = report.content.runs[part.run ?? report.state.run];
   if (run.examples.some((example) => example.id === given.get("sample"))) part.sample = given.get("sample");
+  else if (part.run !== undefined && part.run !== report.state.run) part.sample = run.examples[0].id;
   for (const name of ["first", "second"]) if (report.quantity(given.get(name))) part[name] = given.get(name);
   if (given.get("second") === "") part.second = "";
   if (["layer", "all"].includes(given.get("scale"))) part.scale = given.get("scale");

@@ -21,7 +21,7 @@ report.sortTable = (table, column, direction) => {
 report.showSort = () => {
   const [name, column, direction] = report.state.sort.split(":");
   const table = name ? document.getElementById(name) : null;
-  if (!table?.tHead?.rows[0].cells[column] || !["ascending", "descending"].includes(direction)) return;
+  if (!/^\d+$/.test(column) || !table?.tHead?.rows[0].cells[column] || !["ascending", "descending"].includes(direction)) return;
   report.sortTable(table, Number(column), direction);
 };
 
