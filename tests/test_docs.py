@@ -175,7 +175,7 @@ def test_the_code_for_a_7b_model_runs_on_the_demo_model(tmp_path: Path) -> None:
     assert len(namespace["layers"]) == namespace["lvlm"].n_layers
 
 
-@pytest.mark.parametrize("name", ["tutorial.md", "seven-billion.md", "new-pruner.md"])
+@pytest.mark.parametrize("name", ["tutorial.md", "seven-billion.md", "new-pruner.md", "report.md"])
 def test_commands_have_the_options_that_the_page_gives_them(name: str) -> None:
     from typer.main import get_command
 
