@@ -112,6 +112,8 @@ def picture(image: Image, drawing: str = "", label: str = "", caption: str = "")
     """
     width, height = image.size
     scale = LONGEST_SIDE / max(width, height)
+    small = image.convert("RGB")
+    small.thumbnail((2 * LONGEST_SIDE, 2 * LONGEST_SIDE))  # what a fine screen shows
     said = (
         '<figcaption style="font-size: 12px; font-style: normal; text-align: left; max-width: none; margin: 2px 0 0; '
         f'opacity: 0.75;">{escape(caption)}</figcaption>'
@@ -122,19 +124,18 @@ def picture(image: Image, drawing: str = "", label: str = "", caption: str = "")
         '<figure style="margin: 0; width: auto;">'
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
         f'width="{width * scale:.0f}" height="{height * scale:.0f}" style="max-width: 100%; height: auto;">'
-        f'<image href="{data_uri(image)}" width="{width}" height="{height}"/>{drawing}</svg>{said}</figure>'
+        f'<image href="{data_uri(small)}" width="{width}" height="{height}"/>{drawing}</svg>{said}</figure>'
     )
 
 
-def data_uri(image: Image) -> str:
-    """An image as a ``data:`` URI, scaled down to what a card shows on a fine screen; PNG where that is small."""
-    small = image.convert("RGB")
-    small.thumbnail((2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
+def data_uri(image: Image, most: int = 60_000) -> str:
+    """An image as a ``data:`` URI: PNG, as drawings are small in, or JPEG where that takes more than ``most`` bytes."""
     png = io.BytesIO()
-    small.save(png, "PNG", optimize=True)
+    image.save(png, "PNG", optimize=True)
     content, kind = png.getvalue(), "png"
-    if len(content) > 60_000:
+    if len(content) > most:
         jpeg = io.BytesIO()
-        small.save(jpeg, "JPEG", quality=85, optimize=True)
-        content, kind = jpeg.getvalue(), "jpeg"
+        image.save(jpeg, "JPEG", quality=85, optimize=True)
+        if jpeg.tell() < len(content):
+            content, kind = jpeg.getvalue(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

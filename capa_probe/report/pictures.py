@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
+from capa_probe.display import data_uri
 from capa_probe.errors import CapaProbeError
 from capa_probe.examples import ExampleImage
 from capa_probe.patches import layouts
@@ -98,7 +97,7 @@ def _of_image(
     except CapaProbeError as error:
         return [plain(name, file)], str(error)
     picture = _open(file)
-    uri, indices = data_uri(picture), np.arange(len(tokens))
+    uri, indices = data_uri(picture, _LARGE), np.arange(len(tokens))
     return [
         Picture(
             ", ".join(part for part in (name, layout.label) if part),
@@ -118,25 +117,12 @@ def plain(label: str, file: Path) -> Picture:
         CapaProbeError: it cannot be opened.
     """
     picture = _open(file)
-    return Picture(label, data_uri(picture), *picture.size, (0, 0), ())
+    return Picture(label, data_uri(picture, _LARGE), *picture.size, (0, 0), ())
 
 
 def colours() -> NDArray[np.uint8]:
     """The colour scale of heat maps, dark to bright: (256, 3)."""
     return np.rint(255 * np.array(_COLOURS(np.linspace(0, 1, 256)))[:, :3]).astype(np.uint8)
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image as a ``data:`` URI: PNG where that is small, as drawings are, otherwise JPEG."""
-    png = io.BytesIO()
-    image.save(png, "PNG", optimize=True)
-    content, kind = png.getvalue(), "png"
-    if len(content) > _LARGE:
-        jpeg = io.BytesIO()
-        image.save(jpeg, "JPEG", quality=85, optimize=True)
-        if jpeg.tell() < len(content):
-            content, kind = jpeg.getvalue(), "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _open(file: Path) -> Image.Image:
