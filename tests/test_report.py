@@ -79,6 +79,16 @@ class TestContent:
         bars = [(a["class"], a["y"], a["height"]) for tag, a in page.elements if tag == "rect"]
         assert bars == [("dump", "22.0", "22.0"), ("anchor", "0.0", "22.0"), ("anchor", "22.0", "22.0")]
 
+    def test_undetermined_sinks_are_in_the_legend_where_there_are_any(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        found = findings.find(LayerProfile.load(run), tau=synthetic.TAU)
+        assert found.by_layer is not None
+        by_layer = found.by_layer.assign(n_undetermined=found.by_layer["n_dump"], n_dump=0)
+        for given, expected in ((found, False), (replace(found, by_layer=by_layer), True)):
+            page = read(write_report(run, tmp_path / "report.html", findings=given))
+            assert (("i", {"class": "swatch undetermined"}) in page.elements) == expected
+
     def test_numbers_of_each_layer(self, run: Path, page: Page) -> None:
         table = findings.find(LayerProfile.load(run), tau=synthetic.TAU, eta=0.97).summary()
         for row in table.itertuples():
