@@ -70,6 +70,14 @@ def test_the_same_plots_for_each(browser: Browser, page_of_both: Path) -> None:
         assert page.text("#sample-facts") == "sample c · task colour · other"
 
 
+def test_a_link_that_names_no_sample(browser: Browser, page_of_both: Path) -> None:
+    with opened(browser, page_of_both, "#sample=a&layer=3") as page:
+        page.page.evaluate("() => { location.hash = '#run=1'; }")
+        page.page.wait_for_function("report.state.run === 1")
+        assert page.text("#question") == "what is c?"
+        assert page.page.evaluate("report.state.layer") == 3
+
+
 def test_numbers_of_all_runs_at_the_layer(browser: Browser, both: list[Path], page_of_both: Path) -> None:
     tables = [findings.find(LayerProfile.load(run), tau=synthetic.TAU).layers for run in both]
     with opened(browser, page_of_both) as page:
