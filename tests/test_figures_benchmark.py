@@ -92,6 +92,14 @@ def test_accuracy_without_known_answers_is_agreement() -> None:
     assert "agreement with" in words(figure)
 
 
+def test_a_share_of_tokens_that_one_score_lacks_is_a_gap() -> None:
+    table = TABLES["budget"]
+    lacking = table[(table["score"] != "random") | (table["keep"] != 0.25)]
+    axes = drawn("accuracy_budget", TABLES | {"budget": lacking}).axes[0]
+    (line,) = [c[0] for c in axes.containers if c.get_label() == "random"]
+    assert np.isnan(np.asarray(line.get_ydata(), float)).tolist() == [True, False, False]
+
+
 def test_models_stand_in_rows() -> None:
     other = benchmark_tables.tables(seed=100)
     tables = {"one": accuracy_budget_tables(Source(TABLES)), "two": accuracy_budget_tables(Source(other))}

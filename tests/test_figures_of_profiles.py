@@ -93,6 +93,16 @@ class TestMargins:
         middle = ((own["low"] + own["high"]) / 2 * own["share"]).sum()
         assert middle == pytest.approx(attention.mean(), abs=float((own["high"] - own["low"]).max()) / 2)
 
+    @pytest.mark.parametrize("axis", ["attention", "contribution"])
+    def test_what_was_not_measured_is_not_drawn(
+        self, prof: LayerProfile, sinks: pd.DataFrame, axis: str
+    ) -> None:
+        tokens = prof.tokens.copy()
+        tokens.loc[(tokens["sample"] == "c") & (tokens["layer"] == 1), axis] = np.nan
+        with pytest.raises(CapaProbeError, match=rf"{axis} is missing \(NaN\).*'c' at layer 1"):
+            scatter_tables(tokens, sinks)
+        scatter_tables(tokens, sinks, [0, 2])
+
     def test_drawn_by_role(self, prof: LayerProfile, sinks: pd.DataFrame) -> None:
         figure = attention_contribution(prof.tokens, sinks, [2])
         top, right = figure.axes[0].child_axes

@@ -187,6 +187,12 @@ class TestShares:
         sinks = classify_sinks(prof, tau=synthetic.TAU)
         with pytest.raises(CapaProbeError, match="2 of 3 sinks"):
             layer_shares(prof, sinks.iloc[:2])
+        renamed = sinks.assign(sample=sinks["sample"].replace("b", "z"))
+        renamed.attrs = sinks.attrs
+        with pytest.raises(
+            CapaProbeError, match="sinks of sample 'z' at layer 2, which this profile does not"
+        ):
+            layer_shares(prof, renamed)
         table = synthetic.tokens(WORLD)
         text = table[table["kind"] == "text"]
         with pytest.raises(CapaProbeError, match="without a visual token"):

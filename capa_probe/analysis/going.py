@@ -39,8 +39,6 @@ def layer_shares(prof: LayerProfile, sinks: pd.DataFrame | None = None) -> pd.Da
         CapaProbeError: no visual token, neither quantity was measured, a value is missing, or ``sinks`` is only a
             part of a table or another one.
     """
-    if sinks is not None:
-        check_whole(sinks, "layer_shares")
     n_layers = fact(prof, "n_layers")
     table = prof.layers[prof.layers["step"] == 0]
     shown = table.loc[table["kind"] == "visual", "sample"].unique()
@@ -48,6 +46,13 @@ def layer_shares(prof: LayerProfile, sinks: pd.DataFrame | None = None) -> pd.Da
         raise CapaProbeError(
             "layer_shares was given a profile without a visual token; profile samples that have an image."
         )
+    if sinks is not None:
+        check_whole(sinks, "layer_shares")
+        if len(others := sinks[~sinks["sample"].isin(shown) | (sinks["layer"] >= n_layers)]):
+            raise CapaProbeError(
+                f"layer_shares was given sinks of sample {others['sample'].iloc[0]!r} at layer "
+                f"{others['layer'].iloc[0]}, which this profile does not have; give its own sinks."
+            )
     table = table[table["sample"].isin(shown)]
     measured = [name for name in QUANTITIES if table[f"{name}_mean"].notna().any()]
     if not measured:

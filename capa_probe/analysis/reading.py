@@ -33,13 +33,7 @@ def visual_tokens(prof: LayerProfile, columns: Sequence[str]) -> Iterator[pd.Dat
     names = [*dict.fromkeys(["sample", "layer", *columns, *(name for pair in SINK_COLUMNS for name in pair)])]
     where = [("step", "==", 0), ("kind", "==", "visual"), ("layer", ">=", FIRST_LAYER)]
     for part in prof.read(names, where):
-        missing = part["sink_strength"].isna().to_numpy()
-        if missing.any():
-            first = part.iloc[int(missing.argmax())]
-            raise CapaProbeError(
-                f"sink_strength is missing (NaN) for visual tokens of sample {first['sample']!r} at layer "
-                f'{first["layer"]}; profile again with "sink_strength" among the probes.'
-            )
+        refuse_nan(part, "sink_strength")
         dims = part[[dim for _, dim in SINK_COLUMNS]].to_numpy()
         if (dims >= d_model).any() or (part["layer"] >= n_layers).any():
             raise CapaProbeError(
@@ -47,6 +41,25 @@ def visual_tokens(prof: LayerProfile, columns: Sequence[str]) -> Iterator[pd.Dat
                 f"its manifest says {n_layers} layers of width {d_model}; profile again."
             )
         yield part
+
+
+def refuse_nan(tokens: pd.DataFrame, column: str) -> None:
+    """Refuse visual tokens of which a probe of this name has not measured one.
+
+    Args:
+        tokens: rows of visual tokens, with ``sample``, ``layer`` and the column.
+        column: which, and the name of its probe.
+
+    Raises:
+        CapaProbeError: a value is missing; it names the first.
+    """
+    missing = tokens[column].isna().to_numpy()
+    if missing.any():
+        first = tokens.iloc[int(missing.argmax())]
+        raise CapaProbeError(
+            f"{column} is missing (NaN) for visual tokens of sample {first['sample']!r} at layer "
+            f'{first["layer"]}; profile again with "{column}" among the probes.'
+        )
 
 
 def strengths_and_dims(part: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from capa_probe.analysis.images import check_groups
-from capa_probe.analysis.reading import fact
+from capa_probe.analysis.reading import fact, refuse_nan
 from capa_probe.analysis.redundancy import check_seed
 from capa_probe.errors import CapaProbeError
 from capa_probe.tables import LayerProfile
@@ -112,7 +112,7 @@ def contribution_changes(prof: LayerProfile) -> pd.DataFrame:
         if part.empty:
             continue
         n_visual += len(part)
-        _refuse_nan(part)
+        refuse_nan(part, "contribution")
         for sample, layer, mass in _by_sample(part):
             changes = _changes(sample, layer, mass, n_layers)
             if changes is not None:
@@ -231,16 +231,6 @@ def _peaks(distance: NDArray[np.float64]) -> NDArray[np.bool_]:
     run = np.concatenate([[0], np.cumsum(np.diff(distance) != 0)])
     height = np.concatenate([[-np.inf], distance[np.unique(run, return_index=True)[1]], [-np.inf]])
     return np.asarray(((height[1:-1] > height[:-2]) & (height[1:-1] > height[2:]))[run])
-
-
-def _refuse_nan(part: pd.DataFrame) -> None:
-    missing = part["contribution"].isna().to_numpy()
-    if missing.any():
-        first = part.iloc[int(missing.argmax())]
-        raise CapaProbeError(
-            f"contribution is missing (NaN) for visual tokens of sample {first['sample']!r} at layer "
-            f'{first["layer"]}; profile again with "contribution" among the probes.'
-        )
 
 
 def _images(prof: LayerProfile) -> Mapping[str, Hashable]:

@@ -58,10 +58,11 @@ def collect(paths: Sequence[str | os.PathLike[str]], entries: Sequence[Entry] = 
     found: dict[str, dict[str, dict[str, pd.DataFrame]]] = {}
     left_out: list[str] = []
     for name, kind, source in [*_sources(read_runs(runs) if runs else []), *map(_trained, trained)]:
-        tables = found.setdefault(name, {})
+        tables, asked = found.setdefault(name, {}), set[str]()
         for entry in entries:
-            if entry.kind != kind or entry.data in tables:
+            if entry.kind != kind or entry.data in asked:
                 continue
+            asked.add(entry.data)
             try:
                 tables[entry.data] = entry.select(source)
             except CapaProbeError as error:

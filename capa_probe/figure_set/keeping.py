@@ -33,11 +33,13 @@ def keep_tables(models: Mapping[str, Mapping[str, Tables]], folder: Path) -> lis
         own = folder / DATA / model
         own.mkdir(parents=True, exist_ok=True)
         for figure, tables in figures.items():
-            for file in own.glob(f"{figure}.*.parquet"):
-                file.unlink()
+            new = []
             for name, table in tables.items():
                 write = partial(table.to_parquet, index=False, compression="zstd")
-                written.append(replace(own / f"{figure}.{name}.parquet", write))
+                new.append(replace(own / f"{figure}.{name}.parquet", write))
+            for file in set(own.glob(f"{figure}.*.parquet")).difference(new):
+                file.unlink()
+            written += new
     return written
 
 

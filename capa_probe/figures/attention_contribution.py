@@ -63,7 +63,7 @@ def attention_contribution(
         layers: which layers to show; None shows all up to eight, otherwise eight evenly spread.
 
     Raises:
-        CapaProbeError: columns are missing, or there are no visual tokens in a layer.
+        CapaProbeError: columns or values are missing, or there are no visual tokens in a layer.
     """
     return attention_contribution_drawn(scatter_tables(tokens_df, sinks, layers))
 
@@ -212,7 +212,7 @@ def _subtitle(panels: pd.DataFrame) -> str:
     largest = int(panels[[f"n_{role}" for role in (OTHER, *ROLES)]].to_numpy().max())
     thinned = f" (at most {most:,} drawn of each kind)" if largest > most else ""
     lines = [
-        f"{found}; {size}{thinned}; ρ: Spearman's rank correlation",
+        f"{found}; {size}{thinned}; ρ: Spearman's rank correlation over all of them",
         "Above and beside each panel: distributions over all tokens, each kind to its own height",
     ]
     zeros = int(panels["n_zero"].sum())

@@ -36,7 +36,7 @@ def depth_compared(models: Mapping[str, Mapping[str, pd.DataFrame]], layer: int 
     """
     looks = run_looks(models)
     for name, tables in models.items():
-        if "correct" not in tables["depth_gone"]:
+        if tables["depth_gone"].get("correct", pd.Series(dtype=float)).isna().all():
             raise CapaProbeError(f"the run of {name} holds no accuracy; give questions with known answers.")
         layers = sorted(set(tables["depth_kept"]["layer"].tolist()))
         if layer not in layers:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid, span
-from capa_probe.figures.reading import interval_columns, overall, wanted
+from capa_probe.figures.reading import filled, interval_columns, overall, wanted
 from capa_probe.figures.style import METHODS, QUIET, styled
 
 _STEPS = ["method", "stage", "layer", "step", "task", "n", "n_images", *interval_columns("hellinger")]
@@ -35,7 +35,7 @@ _LABEL = 0.045
 
 def over_steps_tables(source: Source) -> dict[str, pd.DataFrame]:
     """What :func:`over_steps` draws, from a confirmation: all tasks together."""
-    steps = overall(wanted(source.tables, "over_steps", _STEPS))[_STEPS]
+    steps = filled(source.tables, "over_steps", _STEPS)[_STEPS]
     maps = overall(wanted(source.tables, "over_steps_maps", _MAPS))[_MAPS]
     maps = maps[maps["against"] == "previous"]
     return {"over_steps": steps.reset_index(drop=True), "over_steps_maps": maps.reset_index(drop=True)}
@@ -54,7 +54,7 @@ def over_steps(models: ModelTables) -> Figure:
     Raises:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
-    steps = {name: _reached(overall(wanted(tables, "over_steps", _STEPS))) for name, tables in models.items()}
+    steps = {name: _reached(filled(tables, "over_steps", _STEPS)) for name, tables in models.items()}
     maps = {
         name: _reached(overall(wanted(tables, "over_steps_maps", _MAPS))) for name, tables in models.items()
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from capa_probe.analysis.reading import refuse_nan
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures.style import ROLES
 
@@ -33,7 +34,7 @@ def panel_layers(layers: Sequence[int]) -> list[int]:
 
 def rank_correlation(tokens: pd.DataFrame) -> float:
     """Spearman's correlation of attention and contribution; NaN where one of them is constant."""
-    ranks = tokens[list(AXES)].dropna().rank()
+    ranks = tokens[list(AXES)].rank()
     if len(ranks) < 2 or (ranks.nunique() == 1).any():
         return math.nan
     return float(ranks["attention"].corr(ranks["contribution"]))
@@ -62,7 +63,7 @@ def scatter_tables(
         ``high`` (ends of the bin, log10), ``share`` (of the role's tokens in this layer).
 
     Raises:
-        CapaProbeError: columns are missing, or there are no visual tokens in a layer.
+        CapaProbeError: columns or values are missing, or there are no visual tokens in a layer.
     """
     missing = [name for name in COLUMNS if name not in tokens_df]
     if missing:
@@ -80,6 +81,8 @@ def scatter_tables(
             f"There are no rows of visual tokens{where} to draw; give layers of a profile that keeps its visual rows."
         )
     tokens = tokens.loc[tokens["layer"].isin(shown), [*_KEYS, *AXES]]
+    for axis in AXES:
+        refuse_nan(tokens, axis)
     tokens = tokens.merge(sinks[[*_KEYS, "role"]].astype({"role": object}), on=_KEYS, how="left")
     tokens["role"] = tokens["role"].fillna(OTHER).astype(str)
     edges = {axis: _edges(tokens[axis].to_numpy(np.float64)) for axis in AXES}

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid
-from capa_probe.figures.reading import ends, interval_columns, overall, sizes_of, wanted
+from capa_probe.figures.reading import ends, filled, interval_columns, sizes_of
 from capa_probe.figures.style import INK, QUIET, SCORES, styled
 
 _COLUMNS = [
@@ -35,7 +35,7 @@ _SHIFT = 0.15
 
 def score_ranks_tables(source: Source) -> dict[str, pd.DataFrame]:
     """What :func:`score_ranks` draws, from a confirmation: all tasks together, effect on the distribution."""
-    table = overall(wanted(source.tables, "knockout", _COLUMNS))
+    table = filled(source.tables, "knockout", _COLUMNS)
     return {"knockout": table.loc[table["effect"] == EFFECT, _COLUMNS].reset_index(drop=True)}
 
 
@@ -51,7 +51,7 @@ def score_ranks(models: ModelTables) -> Figure:
     """
     found = {}
     for name, tables in models.items():
-        table = overall(wanted(tables, "knockout", _COLUMNS))
+        table = filled(tables, "knockout", _COLUMNS)
         found[name] = table[table["effect"] == EFFECT]
     figure, axes = grid(found, 2, size=(10.4, 2.7), sharey=True)
     for row, table in zip(axes, found.values(), strict=True):
