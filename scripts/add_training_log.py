@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{arguments.log} is not there; give the log.jsonl of a training.")
     if not (arguments.model / "config.json").is_file():
         parser.error(f"{arguments.model} holds no model; give the folder that the training wrote.")
-    print(write_training(read_log(arguments.log), arguments.model))
+    try:
+        log = read_log(arguments.log)
+    except ValueError as error:
+        parser.error(str(error))
+    print(write_training(log, arguments.model))
 
 
 if __name__ == "__main__":

@@ -18,15 +18,16 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from marked import Marked
+
 from capa_probe.cli import app
 from capa_probe.cli.compare import NAME
 from capa_probe.cli.one_line import one_line_errors
 from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
-from capa_probe.errors import CapaProbeError
 from capa_probe.files import replace
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- comparison: start -->", "<!-- comparison: end -->"
+TABLE = Marked("comparison")
 
 
 def commands(families: Sequence[str], out: Path, limit: int) -> Iterator[list[str]]:
@@ -37,23 +38,6 @@ def commands(families: Sequence[str], out: Path, limit: int) -> Iterator[list[st
             folder = str(out / f"{family}-{what}")
             yield [what, str(model), str(data), "--out", folder, "--limit", str(limit), *more]
         yield ["demo", "--model", family, "--out", str(out / f"{family}-demo")]
-
-
-def written(text: str, table: str) -> str:
-    """A page with the table between its markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in rest or END in after:
-        raise CapaProbeError(
-            f"The page has not one line {START} and one line {END} behind it; put them where the table belongs."
-        )
-    return f"{before}{START}\n\n{table}\n{END}{after}"
-
-
-def put(page: Path, table: str) -> None:
-    """Write a table into a page."""
-    text = written(page.read_text(encoding="utf-8"), table)
-    replace(page, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _do(command: list[str]) -> None:
@@ -83,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         if not arguments.runs_only:  # before half an hour a model
             for page in (arguments.page, arguments.short_page):
-                written(page.read_text(encoding="utf-8"), "")
+                TABLE.written(page.read_text(encoding="utf-8"), "")
         runs = list(commands(arguments.families, arguments.out, arguments.limit))
         for run in runs:
             _do(run)
@@ -101,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             link = Path(os.path.relpath(target, page.parent)).as_posix()
             table = (made / f"{name}.md").read_text(encoding="utf-8")
-            put(page, f"{table}\n[{what}]({link}).\n")
+            TABLE.put(page, f"{table}\n[{what}]({link}).\n")
 
 
 if __name__ == "__main__":

@@ -17,25 +17,37 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from marked import Marked
+
 from capa_probe.cli.one_line import one_line_errors
 from capa_probe.demo import DEMO_MODELS, demo_model_path
 from capa_probe.errors import CapaProbeError
 from capa_probe.figure_set import collect, keep_tables, kept_tables, stale, strays, write_set
 from capa_probe.figure_set.collect import TRAINING_FILE
 from capa_probe.figures.registry import entries_named, markdown
-from capa_probe.files import replace
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 FIGURES, PAGE = ROOT / "figures", ROOT / "docs" / "figures.md"
-START, END = "<!-- table: start -->", "<!-- table: end -->"
+TABLE = Marked("table")
 #: Of the models in figures that show several.
 ORDER = tuple(model.folder for model in DEMO_MODELS.values())
 
 
 def runs_of_families(folder: Path) -> Iterator[Path]:
-    """The runs of demo models in a folder, and the models whose training is on record."""
-    for family in DEMO_MODELS:
-        runs = [folder / f"{family}-{kind}" for kind in ("demo", "confirm", "depth")]
+    """The runs of demo models in a folder, and the models whose training is on record.
+
+    Raises:
+        CapaProbeError: there is no such run.
+    """
+    places = {
+        family: [folder / f"{family}-{kind}" for kind in ("demo", "confirm", "depth")]
+        for family in DEMO_MODELS
+    }
+    if not any(run.is_dir() for runs in places.values() for run in runs):
+        raise CapaProbeError(
+            f"{folder} holds no run of a demo model; make them with python scripts/compare_families.py."
+        )
+    for family, runs in places.items():
         yield from (run for run in runs if run.is_dir())
         try:
             model = demo_model_path(family)
@@ -43,13 +55,6 @@ def runs_of_families(folder: Path) -> Iterator[Path]:
             continue
         if (model / TRAINING_FILE).is_file():
             yield model
-
-
-def written(text: str) -> str:
-    """The page with the table of all figures between its markers."""
-    if START not in text or END not in text:
-        raise CapaProbeError(f"{PAGE} has no lines {START} and {END}; put them where the table belongs.")
-    return f"{text.split(START, maxsplit=1)[0]}{START}\n\n{markdown()}\n\n{END}{text.split(END)[1]}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,8 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(1 if found else 0)
         entries = entries_named(arguments.only)
         runs = [*arguments.runs_given, *(runs_of_families(arguments.runs) if arguments.runs else ())]
-        if arguments.runs and not runs:
-            raise CapaProbeError(f"{arguments.runs} holds no run of a demo model; make them first.")
         if runs:
             collected = collect(runs, entries)
             for sentence in collected.left_out:
@@ -81,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(file)
         for file in strays(arguments.out, ORDER):
             print(f"{file} belongs to no figure of the set; remove it if nobody needs it.")
-        if arguments.out == FIGURES:
-            text = written(PAGE.read_text(encoding="utf-8"))
-            replace(PAGE, lambda file: file.write_text(text, encoding="utf-8"))
+        if arguments.out.resolve() == FIGURES:
+            TABLE.put(PAGE, f"{markdown()}\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from capa_probe.errors import CapaProbeError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "compare_families.py"))
-START, END = SCRIPT["START"], SCRIPT["END"]
+TABLE = SCRIPT["TABLE"]
+START, END = TABLE.start, TABLE.end
 
 
 @pytest.fixture
@@ -53,11 +54,11 @@ def test_runs_it_makes(done: list[list[str]], tmp_path: Path) -> None:
 
 
 def test_only_what_lies_between_the_markers_is_written() -> None:
-    text = SCRIPT["written"](f"before\n{START}\nold\n{END}\nafter\n", "| new |\n")
+    text = TABLE.written(f"before\n{START}\nold\n{END}\nafter\n", "| new |\n")
     assert text == f"before\n{START}\n\n| new |\n\n{END}\nafter\n"
     for wrong in ("no markers", START, f"{END}{START}", f"{START}{END}{END}", f"{START}{START}{END}"):
-        with pytest.raises(CapaProbeError, match="put them where the table belongs"):
-            SCRIPT["written"](wrong, "| new |\n")
+        with pytest.raises(CapaProbeError, match="put them where the part belongs"):
+            TABLE.written(wrong, "| new |\n")
 
 
 def test_the_tables_go_into_the_pages(done: list[list[str]], tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_page_without_a_place_for_it_is_said_first(
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(SystemExit, match="2"):
         SCRIPT["main"](["--out", str(tmp_path), option, str(tmp_path / "README.md")])
-    assert "put them where the table belongs" in capsys.readouterr().err
+    assert "put them where the part belongs" in capsys.readouterr().err
     assert done == []
 
 
@@ -115,4 +116,4 @@ def test_it_ends_where_a_run_fails(
 @pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
 def test_pages_have_a_place_for_it(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert SCRIPT["written"](text, "| new |\n").count("| new |") == 1
+    assert TABLE.written(text, "| new |\n").count("| new |") == 1

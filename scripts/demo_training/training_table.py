@@ -13,6 +13,9 @@ from capa_probe.figure_set.collect import TRAINING_FILE
 from capa_probe.figures.training import LOG_COLUMNS
 from capa_probe.files import replace
 
+#: What each line of a log says.
+_KEYS = ("stage", "step", "seconds", "loss", "accuracy")
+
 
 def training_table(log: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per line of the log and task.
@@ -60,4 +63,22 @@ def write_training(log: Sequence[dict[str, Any]], folder: Path) -> Path:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """The lines of a log.
+
+    Raises:
+        ValueError: it is empty, or a line is not one of a training's log; one sentence.
+    """
+    lines = []
+    for number, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not set(_KEYS) <= set(line):
+            raise ValueError(
+                f"Line {number} of {file} does not say {', '.join(_KEYS)}; give the log.jsonl of a training."
+            )
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{file} is empty; give the log.jsonl of a training.")
+    return lines
