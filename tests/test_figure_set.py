@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 from typer.testing import CliRunner, Result
 
 from capa_probe.cli import app
@@ -26,7 +26,7 @@ from capa_probe.figures.entry import Entry, Source
 from capa_probe.figures.registry import ENTRIES, markdown
 from capa_probe.figures.save import DATA_KEY, DPI, save, saved_data
 from capa_probe.figures.score_ranks import score_ranks_tables
-from capa_probe.figures.style import styled
+from capa_probe.figures.style import ROLES, styled
 from capa_probe.tables import LayerProfile
 from demo_training.training_table import training_table, write_training
 from scripts import add_training_log, figures
@@ -159,6 +159,41 @@ class TestFiles:
         assert abs(difference).max() < 40
         assert saved_data(small) == "ab"
 
+    def test_colours_that_stand_for_something_stay_in_a_small_picture(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        figure = Figure(figsize=(4, 4))
+        axes = figure.subplots()
+        axes.imshow(rng.uniform(size=(400, 400, 3)))  # of far more than 256 colours
+        for number, (colour, marker) in enumerate(ROLES.values()):
+            axes.plot([100 * (number + 1)], [200], marker, color=colour, markersize=9)
+        (small,) = save(figure, tmp_path / "small", small=True)
+        with Image.open(small) as image:
+            found = {colour for _, colour in image.convert("RGB").getcolors(2**24) or ()}
+            assert len(found) <= 256
+        assert {ImageColor.getrgb(colour) for colour, _ in ROLES.values()} | {(255, 255, 255)} <= found
+
+    def test_tables_that_cannot_be_written_leave_the_old_ones(
+        self, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "set"
+        shutil.copytree(kept, folder)
+        before = {file: file.read_bytes() for file in folder.rglob("*.parquet")}
+
+        def full(*args: object, **kwargs: object) -> None:
+            raise OSError("No space left on device")
+
+        tables = kept_tables(kept)
+        monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+        with pytest.raises(OSError, match="No space left"):
+            keep_tables(tables, folder)
+        assert {file: file.read_bytes() for file in folder.rglob("*.parquet")} == before
+
+    def test_tables_that_a_figure_no_longer_has_go(self, tmp_path: Path) -> None:
+        table = pd.DataFrame({"a": [1]})
+        keep_tables({"m": {"f": {"one": table, "two": table}}}, tmp_path)
+        keep_tables({"m": {"f": {"two": table}}}, tmp_path)
+        assert list(kept_tables(tmp_path)["m"]["f"]) == ["two"]
+
 
 class TestStale:
     def test_a_fresh_set_is_up_to_date(self, kept: Path) -> None:
@@ -237,6 +272,15 @@ class TestCollect:
         (sentence,) = found.left_out
         assert sentence.startswith("score_ranks of small is left out: There is no table knockout")
 
+    def test_a_table_without_rows_is_said(self, tmp_path: Path) -> None:
+        tables = benchmark_tables.tables()
+        empty = {name: tables[name].iloc[:0] for name in ("budget", "together", "over_steps", "knockout")}
+        found = collect([benchmark_tables.write_run(tmp_path / "run", tables | empty)])
+        assert set(found.models["small"]) == {"ffn_kinds", "sink_removal"}
+        assert len(found.left_out) == 4
+        for sentence in found.left_out:
+            assert "has no rows of all tasks together; give a run of capa-probe confirm" in sentence
+
     def test_one_figure_for_each_model_where_that_is_better(self) -> None:
         entry = Entry(1, "own", "depth", (), "", lambda _: {}, lambda _: None, together=False)
         tables = {"a": {"own": {}}, "b": {"own": {}}}
@@ -297,16 +341,28 @@ class TestCommand:
         assert not (tmp_path / "x").exists()
 
 
-def test_the_log_of_a_training_is_added_to_a_model(model: Path, tmp_path: Path) -> None:
+def test_the_log_of_a_training_is_added_to_a_model(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, log = tmp_path / "model", tmp_path / "log.jsonl"
     shutil.copytree(model, folder)
     (folder / "training.parquet").unlink()
     log.write_text("".join(json.dumps(line) + "\n" for line in benchmark_tables.log()))
     add_training_log.main([str(log), str(folder)])
     assert (folder / "training.parquet").read_bytes() == (model / "training.parquet").read_bytes()
-    for args in ([str(tmp_path / "no.jsonl"), str(folder)], [str(log), str(tmp_path)]):
+    other, empty = tmp_path / "other.jsonl", tmp_path / "empty.jsonl"
+    other.write_text(json.dumps(benchmark_tables.log()[0]) + '\n{"step": 1}\n')
+    empty.write_text("")
+    for args in (
+        [str(tmp_path / "no.jsonl"), str(folder)],
+        [str(log), str(tmp_path)],
+        [str(other), str(folder)],
+        [str(empty), str(folder)],
+    ):
         with pytest.raises(SystemExit, match="2"):
             add_training_log.main(args)
+        assert "give the" in capsys.readouterr().err
+    assert (folder / "training.parquet").read_bytes() == (model / "training.parquet").read_bytes()
 
 
 class TestShipped:
@@ -338,7 +394,7 @@ class TestShipped:
 
     def test_the_table_in_the_docs_is_the_registry(self) -> None:
         page = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")
-        assert figures.written(page) == page
+        assert figures.TABLE.written(page, f"{markdown()}\n") == page
         for entry in ENTRIES:
             assert f"| `{entry.name}` | {entry.claim} |" in markdown()
             assert f"/{entry.name}.png)" in page or entry.fewest > 1
@@ -377,6 +433,8 @@ def test_the_script_takes_runs_of_families(run: Path, tmp_path: Path) -> None:
     families = tmp_path / "runs"
     for family in ("llava", "internvl"):
         (families / f"{family}-confirm").mkdir(parents=True)
+    with pytest.raises(CapaProbeError, match="holds no run of a demo model; make them with"):
+        list(figures.runs_of_families(tmp_path / "nowhere"))
     found = list(figures.runs_of_families(families))
     assert [path.name for path in found if path.parent == families] == ["llava-confirm", "internvl-confirm"]
     assert ROOT / "data" / "demo-lvlm" in found

@@ -13,13 +13,13 @@ from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
+    SHARES_BARS,
     ends,
+    filled,
     interval_columns,
     measured,
-    overall,
     per_cent,
     sizes_of,
-    wanted,
 )
 from capa_probe.figures.style import SCORES, styled
 
@@ -39,7 +39,7 @@ _SHIFT = 0.07
 
 def accuracy_budget_tables(source: Source) -> dict[str, pd.DataFrame]:
     """What :func:`accuracy_budget` draws, from a confirmation: all tasks together."""
-    return {"budget": overall(wanted(source.tables, "budget", _COLUMNS))[_COLUMNS].reset_index(drop=True)}
+    return {"budget": filled(source.tables, "budget", _COLUMNS)[_COLUMNS].reset_index(drop=True)}
 
 
 @styled
@@ -52,7 +52,7 @@ def accuracy_budget(models: ModelTables) -> Figure:
     Raises:
         CapaProbeError: a table or a column is missing, or there are too many models.
     """
-    found = {name: overall(wanted(tables, "budget", _COLUMNS)) for name, tables in models.items()}
+    found = {name: filled(tables, "budget", _COLUMNS) for name, tables in models.items()}
     columns = max(table["stage"].nunique() for table in found.values())
     figure, axes = grid(found, columns, sharey=True)
     for row, table in zip(axes, found.values(), strict=True):
@@ -78,7 +78,7 @@ def accuracy_budget(models: ModelTables) -> Figure:
         axes,
         found,
         "Accuracy against the visual tokens that stay, by score and pruning stage",
-        f"{size}; bars: 95 % bootstrap over images; random: mean of repeated draws",
+        f"{size}; {SHARES_BARS}; random: mean of repeated draws",
         handles,
     )
     return figure
@@ -88,7 +88,7 @@ def _panel(panel: Any, table: pd.DataFrame, measure: str) -> None:
     keeps = sorted(table["keep"].unique())
     scores = [score for score in SCORES if (table["score"] == score).any()]
     for number, score in enumerate(scores):
-        rows = table[table["score"] == score].set_index("keep").loc[keeps]
+        rows = table[table["score"] == score].set_index("keep").reindex(keeps)
         x = np.arange(len(keeps)) + _SHIFT * (number - (len(scores) - 1) / 2)
         colour, marker = SCORES[score]
         panel.errorbar(

@@ -15,10 +15,11 @@ from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import empty, finish, grid, span
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
+    SHARES_BARS,
     ends,
+    filled,
     interval_columns,
     measured,
-    overall,
     per_cent,
     sizes_of,
     wanted,
@@ -38,10 +39,10 @@ _PHASES = ("prefill", "decode step")
 
 def accuracy_cost_tables(source: Source) -> dict[str, pd.DataFrame]:
     """What :func:`accuracy_cost` draws, from a confirmation: all tasks together."""
-    budget = overall(wanted(source.tables, "budget", _BUDGET))[_BUDGET]
+    budget = filled(source.tables, "budget", _BUDGET)[_BUDGET]
     found = {
         "budget": budget[budget["score"].isin(list(_LINES))],
-        "together": overall(wanted(source.tables, "together", _TOGETHER))[_TOGETHER],
+        "together": filled(source.tables, "together", _TOGETHER)[_TOGETHER],
         "together_time": wanted(source.tables, "together_time", _TIME)[_TIME],
     }
     return {name: table.reset_index(drop=True) for name, table in found.items()}
@@ -65,8 +66,8 @@ def accuracy_cost(models: ModelTables) -> Figure:
     figure, axes = grid(models, 3, ratios=(1.5, 1, 1), size=(11.8, 2.7), sharey=True)
     stages, wholes, times = dict[str, Look](), dict[str, pd.DataFrame](), dict[str, pd.DataFrame]()
     for row, (name, tables) in zip(axes, models.items(), strict=True):
-        together = overall(wanted(tables, "together", _TOGETHER))
-        budget, time = overall(wanted(tables, "budget", _BUDGET)), wanted(tables, "together_time", _TIME)
+        together = filled(tables, "together", _TOGETHER)
+        budget, time = filled(tables, "budget", _BUDGET), wanted(tables, "together_time", _TIME)
         looks = stage_looks(list(budget.sort_values("layer")["stage"].unique()))
         stages |= looks
         measure = measured(together)
@@ -96,7 +97,7 @@ def accuracy_cost(models: ModelTables) -> Figure:
     prompts = sorted({int(n) for time in times.values() for n in time["n"]})
     finish(
         figure, axes, models, "Accuracy against cost",
-        f"{sizes_of(wholes)}; bars: 95 % bootstrap over images\nFLOPs with vision tower and scoring. Time: of CAPA "
+        f"{sizes_of(wholes)}; {SHARES_BARS}\nFLOPs with vision tower and scoring. Time: of CAPA "
         f"and of the unpruned model by turns, on {' or '.join(map(str, prompts))} prompts (across: 95 % "
         "bootstrap over images)",
         _handles(stages), wspace=0.07,

@@ -147,7 +147,9 @@ def ffn_cosines(models: ModelTables) -> Figure:
     _name_eta(grid[0, -1], etas[0])
     grid[0, 0].set_ylabel("cosine of FFN input and output\n(no unit; 1: direction unchanged)")
     grid[1, 0].set_ylabel("tokens\nabove η")
-    lines.append("Bands: bootstrap over samples; redundant: mean cosine of visual tokens above η")
+    shares = {_share(table) for table in tables.values()}
+    share = shares.pop() if len(shares) == 1 else ""
+    lines.append(f"Bands: {share}bootstrap over samples; redundant: mean cosine of visual tokens above η")
     width, height = figure.get_size_inches()
     top = headline_height(width, "\n".join(lines))
     height += top - 0.8
@@ -248,9 +250,13 @@ def _subtitle(table: pd.DataFrame, eta: float) -> str:
     size = f"{count(int(first['n_samples']), 'sample')} with {int(first['n_visual']):,} visual and {text}"
     if table[["visual_low", "text_low"]].isna().all(axis=None):
         return f"{finding}\n{size}; no intervals from a single sample"
+    return f"{finding}\n{size}; bands: {_share(table)}bootstrap over samples"
+
+
+def _share(table: pd.DataFrame) -> str:
+    """What the bands hold, such as "95 % "; "" where that is not known."""
     confidence = table.attrs.get("confidence", table["confidence"].iloc[0] if "confidence" in table else None)
-    share = "" if confidence is None or np.isnan(confidence) else f"{100 * confidence:g} % "
-    return f"{finding}\n{size}; bands: {share}bootstrap over samples"
+    return "" if confidence is None or np.isnan(confidence) else f"{100 * confidence:g} % "
 
 
 def _named(layers: list[int]) -> str:

@@ -13,6 +13,7 @@ from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid, sentences, span
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
+    SHARES_BARS,
     ends,
     interval_columns,
     measured,
@@ -79,7 +80,7 @@ def ffn_kinds(models: ModelTables) -> Figure:
     ]
     finish(
         figure, axes, filled, _TITLE,
-        f"{sizes_of(filled)}; bars: 95 % bootstrap over images; each group of layers (named by number, from 0) is "
+        f"{sizes_of(filled)}; {SHARES_BARS}; each group of layers (named by number, from 0) is "
         "changed as a whole, and no token is pruned\nHellinger distance: of the next-token distribution at the last "
         f"prompt token, from the unchanged model's\n{said}".rstrip(),
         handles, wspace=0.24, below=0.6, gap=0.85, named=len(found) > 1,

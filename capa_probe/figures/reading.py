@@ -19,6 +19,8 @@ MEASURE_NAMES = {
     "agrees": "agreement with\nthe unpruned model",
     "hellinger": "Hellinger distance",
 }
+#: How intervals of confirmations are made: a bootstrap of answers that are all alike has no width.
+SHARES_BARS = "bars: 95 % bootstrap over images (Wilson's interval where all answers are alike)"
 #: Stands for all tasks together.
 ALL = "all"
 

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from capa_probe.figures.style import styled
+from capa_probe.figures.style import palette, styled
 from capa_probe.files import replace
 
 DPI = 150
@@ -24,7 +25,6 @@ _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
     "svg": {"Date": None, "Creator": None},
 }
-
 
 #: In an SVG: what holds coordinates in points, those of more than two decimals, and the markers of a line.
 _COORDINATES, _DECIMALS = re.compile(r' (?:d|x|y)="[^"]*"|translate\([^)]*\)'), re.compile(r"\d+\.\d{3,}")
@@ -127,5 +127,20 @@ def _small(figure: Figure, metadata: dict[str, str | None], dpi: int, file: Path
     for key, value in metadata.items():
         if value is not None:
             info.add_text(key, value)
-    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = _with_256_colours(Image.open(drawn).convert("RGB"))
     image.save(file, "PNG", optimize=True, pnginfo=info, dpi=(dpi, dpi))
+
+
+def _with_256_colours(image: Image.Image) -> Image.Image:
+    """An image reduced to 256 colours; pixels in one of the figures' own keep it, however few they are."""
+    pixels = np.asarray(image)
+    exact = [ImageColor.getrgb(colour)[:3] for colour in palette()]
+    n_others = 256 - len(exact)
+    reduced = image.quantize(n_others, dither=Image.Dither.NONE)
+    index = np.array(reduced)
+    for number, colour in enumerate(exact, start=n_others):
+        index[(pixels == colour).all(axis=2)] = number
+    others = (reduced.getpalette() or [])[: 3 * n_others]
+    found = Image.fromarray(index)
+    found.putpalette([*others, *[0] * (3 * n_others - len(others)), *(part for own in exact for part in own)])
+    return found

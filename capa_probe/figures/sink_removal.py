@@ -13,6 +13,7 @@ from capa_probe.figures.entry import ModelTables, Source
 from capa_probe.figures.grid import finish, grid, sentences, span
 from capa_probe.figures.reading import (
     MEASURE_NAMES,
+    SHARES_BARS,
     ends,
     interval_columns,
     measured,
@@ -77,8 +78,8 @@ def sink_removal(models: ModelTables) -> Figure:
     ]  # fmt: skip
     finish(
         figure, axes, filled, _TITLE,
-        "Only samples that have such sinks at that layer (n, of which a handful says little); bars: "
-        "95 % interval over images (Wilson's where all answers are alike); gone from that layer on\n"
+        "Only samples that have such sinks at that layer (n, of which a handful says little); gone from that layer on; "
+        f"{SHARES_BARS}\n"
         "Hellinger distance: of the next-token distribution at the last prompt token, from the model itself\n"
         f"{said}".rstrip(),
         handles, wspace=0.22, below=0.72, gap=0.95, named=len(found) > 1,

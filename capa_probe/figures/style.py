@@ -145,6 +145,14 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
+def palette() -> list[str]:
+    """Every colour that stands for something, and the white around it, once."""
+    looks = [look for group in (SCORES, METHODS, FFN, STAGES, TASKS) for look in group.values()]
+    plain = ["#FFFFFF", VISUAL, TEXT, FIRST_TEXT, INK, FAINT, *_HUES]
+    roles = [colour for colour, _ in ROLES.values()]
+    return list(dict.fromkeys([*plain, *roles, *(look.colour for look in (*looks, *_RUNS))]))
+
+
 def task_looks(tasks: Iterable[str]) -> dict[str, Look]:
     """A look for each task: tasks of the built-in world have their own, others one by their place in the alphabet."""
     names = list(dict.fromkeys(tasks))
