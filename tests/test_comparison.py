@@ -174,15 +174,17 @@ class TestPage:
 
     def test_the_short_table_says_the_same_in_fewer_rows(self, folders: dict[str, Path]) -> None:
         table = compare(read_runs(list(folders.values())))
-        lines, said = brief(table).split("\n\n")
+        numbers, head, verdicts, said, end = brief(table).split("\n\n")
+        assert "<details>" in head
+        assert end == "</details>\n"
         assert said == (
             "✓ holds, ✗ does not hold, ? cannot be judged: one sign for each layer to prune before, from early to "
-            "late, or for all together.\n"
+            "late, or for all together."
         )
         whole, claims = page(table).splitlines(), set(table.loc[table["section"] == "claims", "row"])
-        rows = {line.split("|")[1].strip(): line for line in lines.splitlines()}
-        assert claims < set(rows)
-        assert all(line in whole for row, line in rows.items() if row not in claims)
+        assert set(numbers.splitlines()) < set(whole)
+        assert {line.split("|")[1].strip() for line in verdicts.splitlines()[3:]} == claims
+        rows = [line.split("|")[1].strip() for line in numbers.splitlines()]
         assert sum(row.startswith("accuracy, 25% kept") for row in rows) == 1
         assert not any(row.startswith(("accuracy, 10% kept", "FLOPs", "layers x width")) for row in rows)
 
@@ -197,6 +199,13 @@ class TestPage:
         more = pd.concat([table, table[table["model"] == "b"].assign(row="Z")])
         assert "| Z | - | ✗ |" in brief(more)
         assert "✓" not in brief(table.assign(section="FFN", verdict=""))
+
+    def test_nothing_is_explained_that_is_not_there(self, folders: dict[str, Path]) -> None:
+        profiles = page(compare(read_runs([folders[f"{family}-profile"] for family in FAMILIES])))
+        assert "Costs" not in profiles
+        assert "claim" not in profiles
+        whole = page(compare(read_runs(list(folders.values()))))
+        assert whole.count("Costs are differences") == whole.count("Beside a claim stands") == 1
 
     def test_where_verdicts_differ(self) -> None:
         table = verdicts(

@@ -25,7 +25,7 @@ def demo(
         Path | None,
         typer.Option(
             help="Folder for tables and figures, with --model all one folder inside for each. A run that was stopped "
-            "goes on, another demo is replaced.  [default: runs/demo; runs/demo-MODEL]",
+            "goes on, another demo is replaced.  [default: runs/demo; runs/demo-MODEL; with --limit N, -N behind it]",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +39,8 @@ def demo(
     from capa_probe.demo import DEMO_MODELS, demo_data_path, demo_model_path
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on disk
-    out = out or Path("runs/demo" if model == "llava" else f"runs/demo-{model}")
+    parts = ["demo", *([model] if model != "llava" else []), *([str(limit)] if limit else [])]
+    out = out or Path("runs") / "-".join(parts)  # a short demo leaves the whole one as it is
     runs: dict[str, Path] = {name: out / name for name in DEMO_MODELS} if model == "all" else {model: out}
     # What is missing is said before the first one has run.
     found = {name: (demo_model_path(name), demo_data_path("test", DEMO_MODELS[name].world)) for name in runs}

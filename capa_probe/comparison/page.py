@@ -19,8 +19,9 @@ _BRIEF = (
     "accuracy, all kept",
     "accuracy, 25% kept",
 )
+_COSTS = "Costs are differences in accuracy. "
 _HOW_TO_READ = (
-    "Costs are differences in accuracy. Beside a claim stands the difference between the first and the second that it "
+    "Beside a claim stands the difference between the first and the second that it "
     "compares, with its 95 % interval: in accuracy where it speaks of accuracy, in rank correlation where it speaks of "
     "ranking, else in Hellinger distance. Whether accuracy is lost is judged by that interval, with 0.02 allowed; all "
     "else by p-values corrected for the number of tests, so an interval may leave out 0 where nothing can be judged. "
@@ -34,7 +35,11 @@ def page(table: pd.DataFrame) -> str:
     Args:
         table: as :func:`capa_probe.comparison.compare` returns it.
     """
-    lines = [*_table(table, _cell), "", _HOW_TO_READ]
+    lines = _table(table, _cell)
+    costs = _COSTS if table["row"].str.startswith("cost of").any() else ""
+    explained = costs + (_HOW_TO_READ if (table["section"] == CLAIMS).any() else "")
+    if explained:
+        lines += ["", explained.strip()]
     judged = table.loc[table["section"] == CLAIMS, "model"].nunique()
     if judged > 1:
         lines += _listed(
@@ -60,14 +65,13 @@ def brief(table: pd.DataFrame) -> str:
     Args:
         table: as :func:`capa_probe.comparison.compare` returns it.
     """
-    claims = table["section"] == CLAIMS
-    lines = _table(table[claims | table["row"].str.startswith(_BRIEF)], _signed_cell)
-    if claims.any():
+    claims = table[table["section"] == CLAIMS]
+    lines = _table(table[table["row"].str.startswith(_BRIEF)], _cell)
+    if len(claims):
         signs = ", ".join(f"{sign} {verdict}" for verdict, sign in _SIGNS.items())
-        lines += [
-            "",
-            f"{signs}: one sign for each layer to prune before, from early to late, or for all together.",
-        ]
+        said = f"{signs}: one sign for each layer to prune before, from early to late, or for all together."
+        summary = "<details><summary>Every claim of the paper</summary>"
+        lines += ["", summary, "", *_table(claims, _signs), "", said, "", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -137,11 +141,9 @@ def _cell(entries: pd.DataFrame, model: str, parts: list[str]) -> str:
     return " / ".join(str(own.loc[part, "text"]) if part in own.index else _NOTHING for part in parts)
 
 
-def _signed_cell(entries: pd.DataFrame, model: str, parts: list[str]) -> str:
+def _signs(entries: pd.DataFrame, model: str, _parts: list[str]) -> str:
     own = entries[entries["model"] == model]
-    if (own["verdict"] == "").any() or own.empty:
-        return _cell(entries, model, parts)
-    return " ".join(_SIGNS[verdict] for verdict in own["verdict"])
+    return " ".join(_SIGNS[verdict] for verdict in own["verdict"]) or _NOTHING
 
 
 def _verdict(part: str, row: pd.Series) -> str:
