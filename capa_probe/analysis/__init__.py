@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from capa_probe.analysis.bimodality import sink_bimodality
-from capa_probe.analysis.going import layer_shares
 from capa_probe.analysis.published import PaperAgreement, PublishedLayers, paper_agreement, published_layers
 from capa_probe.analysis.redundancy import layer_ranges, redundant_layers
 from capa_probe.analysis.sink_dims import measure_sink_dims, model_sink_dims
@@ -12,6 +11,7 @@ from capa_probe.analysis.splits import SPLITS, otsu_threshold
 from capa_probe.analysis.stability import role_stability
 from capa_probe.analysis.stages import visipruner_stages
 from capa_probe.analysis.summary import sink_summary, sink_totals
+from capa_probe.analysis.token_shares import layer_shares
 from capa_probe.analysis.transitions import transition_layers
 
 __all__ = [
