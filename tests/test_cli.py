@@ -208,6 +208,7 @@ class TestMistakes:
             (["profile", "m", "DATA", "--out", "OUT", "--probes", "luck"], "probes=['luck']"),
             (["profile", "/no/model", "DATA", "--out", "OUT"], "The model folder /no/model does not exist"),
             (["demo", "--limit", "none"], "--limit"),
+            (["demo", "--model", "llama"], "Invalid value for '--model': 'llama' is not one of 'llava',"),
         ],
     )
     def test_one_line_and_status_2(self, args: list[str], said: str, data: Path, tmp_path: Path) -> None:

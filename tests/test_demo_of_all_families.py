@@ -61,6 +61,29 @@ def test_all_of_them(checkout: Path, tmp_path: Path) -> None:
     assert set(tiles) > {0, -1}  # tiles and a thumbnail
 
 
+@pytest.mark.parametrize(
+    ("args", "folders"),
+    [
+        ([], ["runs/demo"]),
+        (["--limit", "5"], ["runs/demo-5"]),
+        (["--model", "internvl"], ["runs/demo-internvl"]),
+        (["--model", "all", "--limit", "5"], [f"runs/demo-all-5/{name}" for name in DEMO_MODELS]),
+    ],
+)
+def test_a_short_demo_leaves_the_whole_one_alone(
+    args: list[str], folders: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope, found = demo.__globals__, []
+    monkeypatch.setitem(scope, "load_data", lambda *_: [])
+    monkeypatch.setitem(scope, "start", lambda _model, _samples, out, **_: found.append(out.as_posix()))
+    for place in ("demo_model_path", "demo_data_path"):
+        monkeypatch.setattr(f"capa_probe.demo.{place}", lambda *_: Path())
+    done = CliRunner().invoke(app, ["demo", *args])
+    assert done.exit_code == 0, done.output
+    assert found == folders
+
+
 def test_they_are_the_models_that_are_trained() -> None:
     assert {name: model.folder for name, model in DEMO_MODELS.items()} == {
         name: family.folder for name, family in FAMILIES.items()

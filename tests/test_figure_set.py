@@ -337,7 +337,12 @@ class TestCommand:
         (bare / "evaluation.json").write_text("{}")
         assert "damaged training.parquet" in refused(invoke(bare, "--out", tmp_path / "x"))
         said = refused(invoke(run, "--only", "training", "--out", tmp_path / "x"))
-        assert "No figure can be drawn" in said
+        assert (
+            "No figure can be drawn from what was given; figures are drawn so: training from the folder"
+            in said
+        )
+        said = refused(invoke(run, "--only", "depth,depth_compared", "--out", tmp_path / "x"))
+        assert "depth from a run of depth; depth_compared from a run of depth of each of 2 models." in said
         assert not (tmp_path / "x").exists()
 
 

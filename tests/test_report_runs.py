@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from capa_probe.errors import CapaProbeError
-from capa_probe.report import words, write_report
+from capa_probe.report import listings_of_experiments, words, write_report
 from capa_probe.report.costs import costs, points
 from capa_probe.report.runs import read_runs
 from tests import runs
@@ -31,6 +31,21 @@ def benchmark(folder: Path, tables: dict[str, pd.DataFrame], weights: str = WEIG
     for name, table in tables.items():
         table.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
     return folder
+
+
+def test_claims_are_counted_by_verdict(tmp_path: Path) -> None:
+    row = {"claim": "c", "where": "early", "numbers": "n"}
+    verdicts = ["holds", "cannot be judged", "does not hold", "cannot be judged"]
+    confirm = benchmark(
+        tmp_path / "confirm", {"claims": pd.DataFrame([{**row, "verdict": verdict} for verdict in verdicts])}
+    )
+    profile = tmp_path / "run"
+    runs.write(profile, weights_hash=WEIGHTS)
+    (shown,) = read_runs([profile, confirm])
+    found = listings_of_experiments.claims(shown)
+    assert found is not None
+    assert found.heading == "Claims of the paper on this model: 1 hold, 1 do not hold, 2 cannot be judged"
+    assert len(found.rows) == 4
 
 
 def test_row(first: str, second: str, difference: float, **more: Any) -> dict[str, Any]:

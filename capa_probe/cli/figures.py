@@ -36,7 +36,7 @@ def figures(
     if out.exists() and not out.is_dir():
         raise CapaProbeError(f"--out {out} was given, which is a file; give a folder.")
     with status("reading"):
-        from capa_probe.figure_set import collect, write_set
+        from capa_probe.figure_set import collect, needed, write_set
         from capa_probe.figures.registry import entries_named
 
         entries = entries_named(only)
@@ -47,8 +47,6 @@ def figures(
     for file in files:
         typer.echo(file)
     if not files:
-        raise CapaProbeError(
-            " ".join(left_out) or "No figure was drawn: those asked for need runs of several models."
-        )
+        raise CapaProbeError(" ".join(left_out) or needed(entries))
     for sentence in left_out:
         typer.echo(sentence, err=True)

@@ -36,6 +36,7 @@ class Commands(TyperGroup):
             status = parent(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except _UsageError as error:
             message = getattr(error, "format_message", lambda: str(error))()
+            message = message.replace("Value error, ", "")  # said by a check of types, before its own words
             _fail(f"{message.rstrip('.')}; see capa-probe --help.")
         sys.exit(status if isinstance(status, int) else 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capa_probe.figure_set.collect import Collected, collect
+from capa_probe.figure_set.collect import Collected, collect, needed
 from capa_probe.figure_set.hashing import tables_hash
 from capa_probe.figure_set.keeping import keep_tables, kept_tables, stale, strays
 from capa_probe.figure_set.writing import Drawing, drawings, write_set
@@ -14,6 +14,7 @@ __all__ = [
     "drawings",
     "keep_tables",
     "kept_tables",
+    "needed",
     "stale",
     "strays",
     "tables_hash",

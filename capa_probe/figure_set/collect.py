@@ -68,8 +68,19 @@ def collect(paths: Sequence[str | os.PathLike[str]], entries: Sequence[Entry] = 
             except CapaProbeError as error:
                 left_out.append(f"{entry.name} of {name} is left out: {error}")
     if not any(found.values()):
-        raise CapaProbeError(" ".join(left_out) or "No figure can be drawn from what was given.")
+        raise CapaProbeError(" ".join(left_out) or needed(entries))
     return Collected(found, tuple(left_out))
+
+
+def needed(entries: Sequence[Entry]) -> str:
+    """A sentence on what figures are drawn from, for where nothing that was given is enough."""
+    needs: dict[str, list[str]] = {}
+    for entry in entries:
+        of = "the folder of a demo model" if entry.kind == "training" else f"a run of {entry.kind}"
+        more = f" of each of {entry.fewest} models" if entry.fewest > 1 else ""
+        needs.setdefault(of + more, []).append(entry.name)
+    wanted = "; ".join(f"{', '.join(names)} from {of}" for of, names in needs.items())
+    return f"No figure can be drawn from what was given; figures are drawn so: {wanted}."
 
 
 def _sources(models: Sequence[ModelRuns]) -> Iterator[tuple[str, Kind, Source]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from capa_probe.benchmark.claims import FAILS, HOLDS, UNKNOWN
 from capa_probe.benchmark.summary import ALL
 from capa_probe.report import words
 from capa_probe.report.costs import costs, points
@@ -68,9 +69,11 @@ def claims(run: ShownRun) -> Listing | None:
     table = run.tables.get("claims")
     if table is None:
         return None
+    verdicts = table["verdict"].value_counts()
+    tally = ", ".join(f"{verdicts[name]} {_VERDICTS[name]}" for name in _VERDICTS if name in verdicts)
     return listing(
         "claims",
-        "Claims of the paper on this model",
+        "Claims of the paper on this model" + (f": {tally}" if tally else ""),
         "From capa-probe confirm, on its own questions; it tells sinks as above, among these questions.",
         table,
         {
@@ -80,6 +83,10 @@ def claims(run: ShownRun) -> Listing | None:
             "numbers": ("numbers", str),
         },
     )
+
+
+#: In a tally.
+_VERDICTS = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "cannot be judged"}
 
 
 def _points(value: float) -> str:
