@@ -7,7 +7,7 @@ A finished profile on disk is a folder::
     samples.parquet                 one row per sample; none where prepared tensors were profiled
     manifest.json                   what ran on what: model, versions, data fingerprint, settings
 
-``manifest.json`` is written last, so a folder that has it is complete. In memory, Arrow tables stand behind the same methods.
+``manifest.json`` is written last, so a folder that has it is complete. In memory, Arrow tables have the same methods.
 """
 
 from __future__ import annotations
