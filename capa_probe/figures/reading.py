@@ -33,11 +33,7 @@ def wanted(tables: Tables, name: str, columns: Sequence[str], by: str = "capa-pr
     """
     if name not in tables:
         raise CapaProbeError(f"There is no table {name}; give a run of {by} that has made it.")
-    missing = [column for column in columns if column not in tables[name]]
-    if missing:
-        raise CapaProbeError(
-            f"The table {name} lacks the columns {', '.join(missing)}; give the tables of a run of {by}."
-        )
+    check_columns(tables, {name: columns}, f"the tables of a run of {by}")
     return tables[name]
 
 
