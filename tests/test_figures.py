@@ -17,7 +17,7 @@ from PIL import Image
 from capa_probe.analysis import classify_sinks, redundant_layers
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
-from capa_probe.figures.attention_contribution import MAX_POINTS, panel_layers, rank_correlation
+from capa_probe.figures.scatter_tables import MAX_POINTS, panel_layers, rank_correlation
 from capa_probe.figures.style import FAINT, ROLES, TEXT, VISUAL
 from capa_probe.tables import LayerProfile
 from tests import synthetic

@@ -16,11 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from capa_probe.analysis.reading import FIRST_LAYER
 from capa_probe.figures.scatter_tables import (
     AXES,
-    COLUMNS,
-    MAX_POINTS,
     OTHER,
-    panel_layers,
-    rank_correlation,
     scatter_tables,
 )
 from capa_probe.figures.style import (
@@ -35,14 +31,6 @@ from capa_probe.figures.style import (
     styled,
 )
 
-__all__ = [
-    "COLUMNS",
-    "MAX_POINTS",
-    "attention_contribution",
-    "attention_contribution_drawn",
-    "panel_layers",
-    "rank_correlation",
-]
 MAX_COLUMNS = 4
 #: Height of the distribution above a panel and width of the one beside it, in inches, and the gap to the panel.
 _MARGIN, _GAP = 0.24, 0.04

@@ -26,7 +26,7 @@ import pandas as pd
 
 from capa_probe.errors import CapaProbeError
 from capa_probe.figures import attention_contribution, ffn_cosine, save
-from capa_probe.figures.attention_contribution import COLUMNS, panel_layers
+from capa_probe.figures.scatter_tables import COLUMNS, panel_layers
 from capa_probe.files import replace
 from capa_probe.findings.finding import CONFIDENCE, Findings, find
 from capa_probe.tables import LayerProfile
